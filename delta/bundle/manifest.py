@@ -1,0 +1,119 @@
+"""The manifest of a bundle: what both sides must agree on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from delta.config import Strict, canonical_hash
+from delta.release.config import InputSpec, ReleaseConfig
+from delta.transport.base import Binding
+
+__all__ = ["SCHEMA_VERSION", "Architecture", "Manifest", "PrivateFacts"]
+
+SCHEMA_VERSION = 1
+
+
+class Architecture(Strict):
+    """How the whole model is built, so that the cloud can rebuild its part without unpickling anything.
+
+    Attributes:
+        target: import path `package.module:callable` that returns the whole `nn.Module`. Ours start with
+            `delta.models`; another needs the server operator's leave.
+        arguments: its keyword arguments, plain JSON.
+        split_at: name of the first module that runs in the cloud; empty where the method does not split.
+    """
+
+    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    arguments: dict[str, Any] = {}
+    split_at: str = ""
+
+
+class Manifest(Strict):
+    """What a bundle is. The cloud gets this and the cloud weights, nothing else.
+
+    Attributes:
+        schema_version: of this file.
+        name: under which the cloud serves the model.
+        method: registry name of the method.
+        input: preprocessing and shape of a record.
+        class_names: one a class, in label order.
+        architecture: of the whole model.
+        release: the release configuration; none for methods without one.
+        settings: what else the method fixes, plain JSON, checked by the method.
+        logit_bound: B: the cloud's logits are clipped to [−B, B].
+        labels: what the cloud learns of training labels.
+        lineage: how the bundle came about: seeds, data set, versions.
+        release_hash: of `release`; empty without one.
+        cloud_weights_hash: SHA-256 of `cloud.safetensors`.
+        cloud_hash: names the cloud part: over architecture, settings, classes, release shape and weights.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    method: str
+    input: InputSpec
+    class_names: tuple[str, ...] = Field(min_length=2)
+    architecture: Architecture
+    release: ReleaseConfig | None = None
+    settings: dict[str, Any] = {}
+    logit_bound: float = Field(gt=0)
+    labels: Literal["none", "disclosed"] = "disclosed"
+    lineage: dict[str, str] = {}
+    release_hash: str = ""
+    cloud_weights_hash: str
+    cloud_hash: str
+
+    @model_validator(mode="after")
+    def _hashes_agree(self) -> Self:
+        expected = self.release.release_hash if self.release else ""
+        if self.release_hash != expected:
+            raise ValueError("release_hash does not match the release configuration; export the bundle again")
+        if self.cloud_hash != self.computed_cloud_hash():
+            raise ValueError("cloud_hash does not match the cloud part; export the bundle again")
+        return self
+
+    def computed_cloud_hash(self) -> str:
+        """The hash that names the cloud part."""
+        return canonical_hash(
+            {
+                "schema_version": self.schema_version,
+                "method": self.method,
+                "architecture": self.architecture.model_dump(mode="json"),
+                "settings": self.settings,
+                "classes": len(self.class_names),
+                "message": list(self.release.message.shape) if self.release else None,
+                "weights": self.cloud_weights_hash,
+            }
+        )
+
+    @property
+    def binding(self) -> Binding:
+        """What a session with a cloud of this bundle fixes."""
+        return Binding(
+            model=self.name,
+            cloud_hash=self.cloud_hash,
+            release_hash=self.release_hash,
+            mechanism=self.release.mechanism if self.release else "",
+        )
+
+
+class PrivateFacts(Strict):
+    """`private.json`: what only the private side may read.
+
+    Attributes:
+        fusion: how z_main and z_cloud are combined.
+        alpha: weight of the cloud's logits in `calibrated` fusion.
+        alpha_max: bound of α, used by the certified margin.
+        main: how the main model is built: layout and its settings.
+        weights_hash: SHA-256 of `private.safetensors`.
+        figures: accuracies measured when the bundle was made, in percent.
+    """
+
+    fusion: Literal["sum", "calibrated"]
+    alpha: float = Field(ge=0)
+    alpha_max: float = Field(gt=0)
+    main: dict[str, Any]
+    weights_hash: str
+    figures: dict[str, float] = {}

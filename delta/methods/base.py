@@ -1,0 +1,152 @@
+"""The Method contract: one way to run a whole model, as a private half and a cloud half."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from delta.errors import TrainingUnsupportedError
+
+if TYPE_CHECKING:
+    from delta.bundle.store import Bundle, CloudPart
+    from delta.methods.schema import CloudHalf
+    from delta.transport.base import Transport
+
+__all__ = ["Cost", "Method", "MethodFacts", "Prediction", "RecordIds", "StepResult"]
+
+Protected = Literal["query input", "query label", "training data", "weights", "integrity"]
+Foundation = Literal["nothing", "TEE", "local DP", "central DP", "one-time pad", "lattice"]
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What a method says of itself: the first columns of every comparison.
+
+    Attributes:
+        name: registry name.
+        summary: one line.
+        keeps: the invariants among I1, I2, I3 that the method keeps; the contract suite checks them.
+        protects: what it keeps from the cloud.
+        rests_on: what that protection rests on.
+        trains: whether `train_step` works.
+    """
+
+    name: str
+    summary: str
+    keeps: frozenset[str]
+    protects: tuple[Protected, ...]
+    rests_on: tuple[Foundation, ...]
+    trains: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call cost. Times in milliseconds, sizes in bytes of serialised messages, MACs a record.
+
+    `private_ms` is the private side's own computing, `cloud_ms` the cloud's as it reports it, `wall_ms` from
+    call to answer; `peak_private_mib` is the peak of live private tensors in MiB, as counted by
+    `delta.models.memory` for one record of the bundle's input shape.
+    """
+
+    private_ms: float
+    cloud_ms: float
+    wall_ms: float
+    bytes_up: int
+    bytes_down: int
+    round_trips: int
+    private_macs: int
+    cloud_macs: int
+    peak_private_mib: float
+
+    def to_json(self) -> dict[str, float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+COST_FIELDS = tuple(f.name for f in fields(Cost))
+
+
+@dataclass(frozen=True)
+class RecordIds:
+    """Who the records are.
+
+    Attributes:
+        records: the owner's opaque id of each record; empty to use content digests inside one subject.
+        subjects: the person whom each record is about; empty where unknown, and then reports say
+            "person level: not accounted".
+    """
+
+    records: Sequence[str] = ()
+    subjects: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits of a batch and how they came about.
+
+    Attributes:
+        logits: `[n, classes]` float32, on the private side.
+        cost: what the call cost.
+        used_cloud: whether the cloud's answer went in.
+        reason: why not, in one word (`unreachable`, `deadline`, `overloaded`, `mismatch`, `bad-answer`,
+            `budget`, `refused`, `no-cloud`); empty otherwise. It stays on the private side.
+        detail: the reason in one line, for the owner only.
+    """
+
+    logits: Tensor
+    cost: Cost
+    used_cloud: bool
+    reason: str = ""
+    detail: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One training step: mean loss over the batch, and its cost."""
+
+    loss: float
+    cost: Cost
+
+
+class Method(ABC):
+    """The private half of a method; its cloud half comes from `cloud_half`.
+
+    Contract (tests/contract/test_methods.py runs it over every registered method): logits have shape
+    `[n, classes]`; the same seed, key and records give the same answer; every field of `Cost` is set and
+    non-negative; an absent, late or hostile cloud gives a result with a reason or a `CloudError`, never a
+    crash; a method that cannot train says why.
+    """
+
+    facts: ClassVar[MethodFacts]
+
+    @classmethod
+    @abstractmethod
+    def cloud_half(cls, part: CloudPart, *, device: torch.device) -> CloudHalf:
+        """Build the cloud half from the exported part of a bundle."""
+
+    @classmethod
+    @abstractmethod
+    def from_bundle(cls, bundle: Bundle, **options: Any) -> Method:  # noqa: ANN401
+        """Build the private half from a whole bundle; `options` are the method's own."""
+
+    @abstractmethod
+    def prepare(self, transport: Transport | None, *, deadline_s: float = 10.0) -> None:
+        """Attach a session (none: no cloud) and do whatever is done once before the first record."""
+
+    @abstractmethod
+    def infer(self, x: Tensor, ids: RecordIds | None = None) -> Prediction:
+        """Run the model on preprocessed records `[n, channels, height, width]`.
+
+        Raises:
+            InputError: the records are not of the declared shape, or not finite.
+        """
+
+    def train_step(self, x: Tensor, y: Tensor, ids: RecordIds | None = None) -> StepResult:
+        """One training step on records `[n, channels, height, width]` and labels `[n]`."""
+        raise TrainingUnsupportedError(f"method {self.facts.name!r} has no training step")
