@@ -127,8 +127,21 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def cloud_half(cls, part: CloudPart, *, device: torch.device) -> CloudHalf:
-        """Build the cloud half from the exported part of a bundle."""
+    def cloud_half(
+        cls, part: CloudPart, *, device: torch.device, allowed: frozenset[str] = frozenset()
+    ) -> CloudHalf:
+        """Build the cloud half from the exported part of a bundle.
+
+        Args:
+            part: manifest and cloud weights.
+            device: where the weights live. Operations get CPU tensors, move them there themselves and may
+                return tensors on any device.
+            allowed: import targets `package.module:callable` outside `delta.models` that the server's operator
+                lets a manifest name (I5).
+
+        Raises:
+            BundleError: the manifest names a target that is not allowed, or does not fit the weights.
+        """
 
     @classmethod
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from delta.errors import RequestError, UnknownMethodError
+from delta.errors import InternalError, RequestError, UnknownMethodError
 
 __all__ = ["PREDICT", "CloudHalf", "Operation", "TensorSpec", "check_tensors", "is_predict", "run_operation"]
 
@@ -114,7 +114,8 @@ def run_operation(half: CloudHalf, op: str, tensors: Mapping[str, Tensor]) -> di
 
     Raises:
         UnknownMethodError: there is no such operation.
-        RequestError: the tensors do not match the schema.
+        RequestError: the inputs do not match the schema.
+        InternalError: the outputs do not.
     """
     operation = half.operations.get(op)
     if operation is None:
@@ -122,5 +123,8 @@ def run_operation(half: CloudHalf, op: str, tensors: Mapping[str, Tensor]) -> di
     check_tensors(tensors, operation.inputs, what=f"{op}: input")
     with torch.inference_mode():
         outputs = dict(operation.run(tensors))
-    check_tensors(outputs, operation.outputs, what=f"{op}: output")
+    try:
+        check_tensors(outputs, operation.outputs, what=f"{op}: output")
+    except RequestError as error:
+        raise InternalError(str(error)) from None
     return outputs
