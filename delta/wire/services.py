@@ -1,0 +1,43 @@
+"""Services of the protocol: names, method paths, typed stubs and descriptors."""
+
+from __future__ import annotations
+
+from delta.v1 import catalog_pb2, exchange_pb2, inference_pb2
+from delta.v1.catalog_pb2 import (
+    GetManifestRequest,
+    GetManifestResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    ModelInfo,
+    ServerInfo,
+)
+from delta.v1.catalog_pb2_grpc import CatalogServiceStub
+from delta.v1.exchange_pb2_grpc import ExchangeServiceStub
+from delta.v1.inference_pb2_grpc import InferenceServiceStub
+
+__all__ = [
+    "CATALOG_SERVICE",
+    "EXCHANGE_SERVICE",
+    "INFERENCE_SERVICE",
+    "SERVICES",
+    "CatalogServiceStub",
+    "ExchangeServiceStub",
+    "GetManifestRequest",
+    "GetManifestResponse",
+    "InferenceServiceStub",
+    "ListModelsRequest",
+    "ListModelsResponse",
+    "ModelInfo",
+    "ServerInfo",
+    "method_path",
+]
+
+CATALOG_SERVICE: str = catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name
+INFERENCE_SERVICE: str = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+EXCHANGE_SERVICE: str = exchange_pb2.DESCRIPTOR.services_by_name["ExchangeService"].full_name
+SERVICES = (CATALOG_SERVICE, INFERENCE_SERVICE, EXCHANGE_SERVICE)
+
+
+def method_path(service: str, method: str) -> str:
+    """HTTP/2 path of a method."""
+    return f"/{service}/{method}"
