@@ -1,0 +1,219 @@
+"""Splitting an intermediate representation φ into a principal part p and a residual ρ.
+
+φ̂ = U · D_hᵀ p D_w with p = D_h (Uᵀφ) D_wᵀ, and ρ = φ − φ̂. U has orthonormal columns and D orthonormal rows,
+so φ̂ is an orthogonal projection of φ: ⟨φ̂, ρ⟩ = 0 and ‖φ‖² = ‖p‖² + ‖ρ‖².
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from delta.decomposition.basis import Algorithm, check_rank, svd_basis, working_dtype
+from delta.decomposition.dct import SpatialBasis
+from delta.errors import ConfigError, InputError
+
+__all__ = ["Decomposer", "Decomposition"]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The principal part of a batch, and the basis that it is written in.
+
+    Attributes:
+        principal: p, `[b, r, h', w']`.
+        basis: U, `[c, r]` (pca) or `[b, c, r]` (svd, one a record); carries no gradient.
+    """
+
+    principal: Tensor
+    basis: Tensor
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Keep a caller's autocast out: bits must not depend on the training loop's choice of precision."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+class Decomposer(nn.Module):
+    """The decomposition of one IR shape.
+
+    Results are float32, or float64 for float64 input: a bfloat16 φ is widened first, which loses nothing.
+    Gradients flow through the coefficients p, never through U. On a CPU a record's result is the same, bit by
+    bit, in every batch.
+
+    Args:
+        channels: c.
+        height: h.
+        width: w.
+        rank: r, 1 ≤ r ≤ c.
+        block: M, block size of the spatial basis.
+        keep: m, kept values a block and axis.
+        kind: `svd`, a basis a record, or `pca`, one for all.
+        algorithm: of `svd`.
+        basis: `[c, r]`, of `pca`: see `delta.decomposition.basis.pca_basis`.
+        start: `[c, q]`, of approximate `svd`: see `delta.decomposition.basis.iteration_start`.
+
+    Raises:
+        ConfigError: sizes, basis or start do not fit.
+    """
+
+    basis: Tensor | None
+    start: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        height: int,
+        width: int,
+        rank: int,
+        block: int,
+        keep: int,
+        kind: Literal["svd", "pca"],
+        algorithm: Algorithm = "exact",
+        basis: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_rank(rank, channels)
+        if (kind == "pca") != (basis is not None):
+            raise ConfigError(
+                "a pca decomposition needs its basis"
+                if kind == "pca"
+                else "a svd decomposition takes no basis"
+            )
+        if (kind == "svd" and algorithm == "approximate") != (start is not None):
+            raise ConfigError("approximate svd, and nothing else, needs a start; use iteration_start")
+        if basis is not None:
+            _check_frame(basis, what="pca basis", channels=channels, least=rank, most=rank)
+        if start is not None:
+            _check_frame(start, what="start of the iteration", channels=channels, least=rank, most=channels)
+        self.ir_shape = (channels, height, width)
+        self.rank, self.block, self.keep = rank, block, keep
+        self.kind, self.algorithm = kind, algorithm
+        self.spatial = SpatialBasis(height=height, width=width, block=block, keep=keep)
+        self.register_buffer("basis", None if basis is None else basis.detach().clone())
+        self.register_buffer("start", None if start is None else start.detach().clone())
+
+    @property
+    def main_channels(self) -> int:
+        """Channels of `main_input`: r for pca, c for svd, whose basis differs from record to record."""
+        return self.rank if self.kind == "pca" else self.ir_shape[0]
+
+    @property
+    def principal_shape(self) -> tuple[int, int, int]:
+        """Shape of a record's p: `(r, h', w')`."""
+        return (self.rank, *self.spatial.kept)
+
+    @property
+    def main_shape(self) -> tuple[int, int, int]:
+        """Shape of a record's `main_input`: `(main_channels, h', w')`."""
+        return (self.main_channels, *self.spatial.kept)
+
+    def forward(self, phi: Tensor) -> Decomposition:
+        """Decompose.
+
+        Args:
+            phi: `[b, c, h, w]`.
+
+        Raises:
+            InputError: another shape or type, or (svd) not finite.
+        """
+        with _no_autocast(phi):
+            x = self._flat(phi)
+            basis = self._basis_of(x)
+            return Decomposition(self._principal(_apply(basis.mT, x)), basis)
+
+    def decompose_and_map(self, phi: Tensor, weight: Tensor | None) -> tuple[Decomposition, Tensor]:
+        """Decompose, and map the residual's channels, without ever holding the residual.
+
+        W ρ = W φ − D_hᵀ ((W U) p) D_w: one matrix product reads φ for Uᵀφ and Wφ at once, and the correction
+        is made in k channels instead of c.
+
+        Args:
+            phi: `[b, c, h, w]`.
+            weight: W, `[k, c]`; none stands for the identity, and then the residual itself is the answer.
+
+        Returns:
+            The decomposition and W ρ, `[b, k, h, w]`.
+
+        Raises:
+            InputError: another shape or type, or (svd) not finite.
+        """
+        if weight is None:
+            parts = self(phi)
+            return parts, self.residual(phi, parts)
+        with _no_autocast(phi):
+            x = self._flat(phi)
+            basis = self._basis_of(x)
+            rows = weight.to(x)
+            if basis.dim() == 3:
+                rows = rows.expand(basis.shape[0], -1, -1)
+            both = _apply(torch.cat([basis.mT, rows], -2), x)  # [b, r + k, hw]
+            principal = self._principal(both[:, : self.rank])
+            kept = _maps(_apply(rows @ basis, principal.flatten(2)), self.spatial.kept)  # [b, k, h', w']
+            mapped = _maps(both[:, self.rank :], self.spatial.size) - self.spatial.synthesise(kept)
+            return Decomposition(principal, basis), mapped
+
+    def reconstruct(self, parts: Decomposition) -> Tensor:
+        """φ̂ = U · D_hᵀ p D_w, `[b, c, h, w]`."""
+        with _no_autocast(parts.principal):
+            maps = self.spatial.synthesise(parts.principal)
+            return _maps(_apply(parts.basis, maps.flatten(2)), self.spatial.size)
+
+    def residual(self, phi: Tensor, parts: Decomposition) -> Tensor:
+        """ρ = φ − φ̂, `[b, c, h, w]`."""
+        return _maps(self._flat(phi), self.spatial.size) - self.reconstruct(parts)
+
+    def main_input(self, parts: Decomposition) -> Tensor:
+        """What the main model reads: p for pca, U·p for svd; `[b, main_channels, h', w']`."""
+        if self.kind == "pca":
+            return parts.principal
+        with _no_autocast(parts.principal):
+            return _maps(_apply(parts.basis, parts.principal.flatten(2)), self.spatial.kept)
+
+    def _flat(self, phi: Tensor) -> Tensor:
+        if tuple(phi.shape[1:]) != self.ir_shape or phi.dim() != 4:
+            raise InputError(
+                f"an intermediate representation has shape [n, {', '.join(map(str, self.ir_shape))}], "
+                f"got {list(phi.shape)}; check the split point"
+            )
+        return phi.flatten(2).to(working_dtype(phi.dtype))
+
+    def _basis_of(self, x: Tensor) -> Tensor:
+        if self.basis is not None:
+            return self.basis.to(x)
+        return svd_basis(_maps(x.detach(), self.spatial.size), self.rank, self.algorithm, self.start)
+
+    def _principal(self, coefficients: Tensor) -> Tensor:
+        return self.spatial.analyse(_maps(coefficients, self.spatial.size))
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """`[m, c]` or `[b, m, c]` times `[b, c, n]`.
+
+    A batched product even where the matrix is shared: folding the batch into one product would copy x, and
+    would let a record's rounding depend on the size of its batch.
+    """
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
+
+
+def _maps(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`[b, n, h·w]` seen as `[b, n, h, w]`."""
+    return x.view(*x.shape[:2], *size)
+
+
+def _check_frame(frame: Tensor, *, what: str, channels: int, least: int, most: int) -> None:
+    """Refuse a matrix of the wrong shape, or without orthonormal columns."""
+    if frame.dim() != 2 or frame.shape[0] != channels or not least <= frame.shape[1] <= most:
+        columns = str(least) if least == most else f"{least} to {most}"
+        raise ConfigError(f"{what}: expected shape [{channels}, {columns}], got {list(frame.shape)}")
+    wide = frame.detach().to(torch.float64)
+    error = (wide.T @ wide - torch.eye(frame.shape[1], dtype=torch.float64, device=frame.device)).abs().max()
+    if not float(error) < 1e-3:
+        raise ConfigError(f"{what}: its columns are not orthonormal; make it again or check the file")
