@@ -106,8 +106,12 @@ class PrivateFacts(Strict):
         fusion: how z_main and z_cloud are combined.
         alpha: weight of the cloud's logits in `calibrated` fusion.
         alpha_max: bound of α, used by the certified margin.
-        main: how the main model is built: layout and its settings.
+        main: how the main model is built: the arguments of `delta.models.main_model.build_main`.
+        backbone: `model`: the layers before the split point; `fixed`: a data-independent stem.
         weights_hash: SHA-256 of `private.safetensors`.
+        private_macs: backbone, decomposition, release and main model, per record.
+        cloud_macs: of the cloud model, per record.
+        peak_private_bytes: peak of live private tensors for one record.
         figures: accuracies measured when the bundle was made, in percent.
     """
 
@@ -115,5 +119,9 @@ class PrivateFacts(Strict):
     alpha: float = Field(ge=0)
     alpha_max: float = Field(gt=0)
     main: dict[str, Any]
+    backbone: Literal["model", "fixed"] = "model"
     weights_hash: str
+    private_macs: int = Field(ge=0)
+    cloud_macs: int = Field(ge=0)
+    peak_private_bytes: int = Field(ge=0)
     figures: dict[str, float] = {}

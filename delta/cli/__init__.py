@@ -1,1 +1,5 @@
-def main() -> None: ...
+"""The `delta` command: the composition root, thin."""
+
+from delta.cli.app import main
+
+__all__ = ["main"]

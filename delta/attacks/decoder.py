@@ -1,0 +1,110 @@
+"""A small supervised decoder: it learns to draw the image from its release on the attacker's own pairs."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from delta.training.fit import Progress, quiet
+
+__all__ = ["Decoder", "reconstruct", "train_decoder"]
+
+
+def _block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+    )
+
+
+class Decoder(nn.Module):
+    """A two-level U-Net from ±1 bits `[n, k, h_m, w_m]` to images `[n, channels, height, width]` in [0, 1].
+
+    Small enough for a demo; a strong attack has more levels and more epochs, so its score is a lower bound
+    on what leaks.
+    """
+
+    def __init__(self, *, message_shape: tuple[int, int, int], image_shape: tuple[int, int, int], width: int = 24):
+        super().__init__()
+        self.size = image_shape[1:]
+        self.enter = _block(message_shape[0], width)
+        self.down1 = _block(width, 2 * width, stride=2)
+        self.down2 = nn.Sequential(_block(2 * width, 4 * width, stride=2), _block(4 * width, 4 * width))
+        self.up1 = _block(6 * width, 2 * width)
+        self.up2 = _block(3 * width, width)
+        self.leave = nn.Conv2d(width, image_shape[0], 3, padding=1)
+
+    def forward(self, bits: Tensor) -> Tensor:
+        """±1 bits to images."""
+        x = bits
+        if tuple(x.shape[2:]) != tuple(self.size):
+            x = nn.functional.interpolate(x, size=self.size, mode="nearest")
+        first = self.enter(x)
+        second = self.down1(first)
+        third = self.down2(second)
+        y = self.up1(torch.cat([_resize(third, second), second], dim=1))
+        y = self.up2(torch.cat([_resize(y, first), first], dim=1))
+        return torch.sigmoid(self.leave(y))
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, size=like.shape[2:], mode="nearest")
+
+
+def train_decoder(
+    bits: Tensor,
+    images: Tensor,
+    *,
+    seconds: float,
+    epochs: int,
+    batch: int = 64,
+    seed: int = 0,
+    progress: Progress = quiet,
+    stage: str = "decoder",
+) -> Decoder:
+    """Train a decoder on pairs of release and image.
+
+    Args:
+        bits: ±1, `[n, k, h_m, w_m]`, of the attacker's own images.
+        images: `[n, c, h, w]` in [0, 1].
+        seconds: stop after this long: a demo must end.
+        epochs: passes at most.
+        batch: pairs a step.
+        seed: of weights and order.
+        progress: told after every step.
+        stage: the name it is told.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        shape = tuple(int(size) for size in bits.shape[1:])
+        image_shape = tuple(int(size) for size in images.shape[1:])
+        decoder = Decoder(message_shape=(shape[0], shape[1], shape[2]), image_shape=(image_shape[0], image_shape[1], image_shape[2]))
+        decoder = decoder.to(memory_format=torch.channels_last)
+        steps = epochs * max(1, len(bits) // batch)
+        optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3, weight_decay=1e-3, foreach=True)
+        deadline = time.monotonic() + seconds
+        decoder.train()
+        for step in range(steps):
+            index = torch.randint(0, len(bits), (batch,))
+            # The rate falls with the larger of the two shares, so that a run cut by time has cooled down too.
+            spent = max(step / steps, 1 - (deadline - time.monotonic()) / seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * max(0.0, 1 - spent)
+            drawn = decoder(bits[index])
+            target = images[index]
+            loss = nn.functional.mse_loss(drawn, target) + 0.2 * nn.functional.l1_loss(drawn, target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            progress(stage, step + 1, steps)
+            if spent >= 1:
+                break
+        progress(stage, steps, steps)
+    return decoder.eval()
+
+
+@torch.inference_mode()
+def reconstruct(decoder: Decoder, bits: Tensor, *, batch: int = 250) -> Tensor:
+    """Images `[n, c, h, w]` drawn from ±1 bits `[n, k, h_m, w_m]`."""
+    return torch.cat([decoder(part) for part in bits.split(batch)]).clone()

@@ -1,0 +1,24 @@
+"""`delta export`: the part of a bundle that the cloud may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delta.cli.output import say
+
+__all__ = ["export"]
+
+
+def export(
+    bundle: Annotated[Path, typer.Option(help="Folder of a whole bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; what it held of a bundle before is replaced.")],
+) -> None:
+    """Copy the manifest and the cloud weights, and nothing private."""
+    from delta.bundle.store import export_cloud_part, load_cloud_part
+
+    part = load_cloud_part(bundle)
+    export_cloud_part(part, out)
+    say(f"cloud part of {part.manifest.name!r} written to {out}; serve it with: delta serve --bundle {out}")

@@ -1,0 +1,129 @@
+"""`delta infer`: classify images through a bundle's private half and a cloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from delta.cli.output import say, table, warn, write_json
+
+if TYPE_CHECKING:
+    from delta.methods.base import Prediction
+    from delta.release.noise import NoiseKey
+
+__all__ = ["infer", "noise_key_of"]
+
+
+def infer(
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    bundle: Annotated[Path, typer.Option(help="Folder of the whole bundle.")],
+    cloud: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud; none runs the main model alone.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a request.")] = 32,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds until the main model answers alone.")] = 10.0,
+    noise_key: Annotated[Path | None, typer.Option(help="Key of the noise; default: noise.key beside the bundle.")] = None,
+    require_cloud: Annotated[bool, typer.Option(help="Fail where the cloud's answer is missing.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
+) -> None:
+    """Classify images. Nothing but the release leaves this process."""
+    import torch
+
+    from delta.bundle.store import load_bundle
+    from delta.data.images import find_images, load_image
+    from delta.errors import CloudUnavailableError
+    from delta.release.ids import RecordIds
+    from delta.training.private_stage import preprocess
+    from delta_client import Client
+
+    loaded = load_bundle(bundle)
+    spec = loaded.manifest.input
+    files = find_images(paths)
+    channels, height, width = spec.shape
+    images = torch.stack([load_image(path, channels=channels, size=(height, width)) for path in files])
+    records = preprocess(images, spec)
+    key = noise_key_of(bundle, noise_key) if loaded.manifest.release and loaded.manifest.release.sigma else None
+
+    rows: list[dict[str, Any]] = []
+    predictions: list[Prediction] = []
+    with Client(loaded, cloud=cloud, deadline_s=deadline, key=key) as client:
+        for start in range(0, len(files), batch):
+            prediction = client.predict(records[start : start + batch], RecordIds())
+            predictions.append(prediction)
+            chances = torch.softmax(prediction.logits, dim=1)
+            for path, chance in zip(files[start : start + batch], chances, strict=True):
+                best = int(chance.argmax())
+                rows.append(
+                    {
+                        "path": str(path),
+                        "label": loaded.manifest.class_names[best],
+                        "confidence": round(float(chance[best]), 4),
+                        "used_cloud": prediction.used_cloud,
+                        "reason": prediction.reason,
+                    }
+                )
+    fallen = [p for p in predictions if not p.used_cloud and p.reason != "no-cloud"]
+    if fallen and require_cloud:
+        raise CloudUnavailableError(_advice(fallen[0], cloud))
+    summary = _summary(predictions, len(files))
+    write_json(json, {"records": rows, **summary, "tee": "simulated"})
+    if str(json) != "-":
+        table(
+            "Predictions",
+            ["image", "class", "confidence", "answered by"],
+            [
+                [
+                    row["path"],
+                    row["label"],
+                    f"{100 * row['confidence']:.1f} %",
+                    "main + cloud" if row["used_cloud"] else f"main alone ({row['reason']})",
+                ]
+                for row in rows
+            ],
+        )
+        say(
+            f"{len(files)} images: private {summary['ms_per_record']['private']:.2f} ms, "
+            f"cloud {summary['ms_per_record']['cloud']:.2f} ms, wall {summary['ms_per_record']['wall']:.2f} ms, "
+            f"{summary['bytes_per_record']['up']:.0f} bytes up and {summary['bytes_per_record']['down']:.0f} down "
+            "a record (tee: simulated)"
+        )
+    if fallen:
+        warn(_advice(fallen[0], cloud))
+
+
+def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
+    """The owner's noise key: at `path`, or `noise.key` beside the bundle's folder; drawn on first use."""
+    from delta.release.noise import NoiseKey
+
+    where = path or bundle.absolute().parent / "noise.key"
+    if where.exists():
+        return NoiseKey.load(where)
+    key = NoiseKey.generate()
+    key.save(where)
+    return key
+
+
+def _advice(prediction: Prediction, cloud: str | None) -> str:
+    mend = {
+        "unreachable": f"start one with: delta serve --bundle DIR --listen {cloud}",
+        "deadline": "raise --deadline, or look at the cloud's load",
+        "overloaded": "try again later, or raise --queue of the cloud",
+        "mismatch": "serve the cloud part of this very bundle",
+        "budget": "the subject's privacy budget is spent",
+    }.get(prediction.reason, "look at the cloud's log")
+    return f"the main model answered alone ({prediction.reason}): {prediction.detail}; {mend}"
+
+
+def _summary(predictions: list[Prediction], records: int) -> dict[str, Any]:
+    costs = [prediction.cost for prediction in predictions]
+    return {
+        "ms_per_record": {
+            "private": sum(cost.private_ms for cost in costs) / records,
+            "cloud": sum(cost.cloud_ms for cost in costs) / records,
+            "wall": sum(cost.wall_ms for cost in costs) / records,
+        },
+        "bytes_per_record": {
+            "up": sum(cost.bytes_up for cost in costs) / records,
+            "down": sum(cost.bytes_down for cost in costs) / records,
+        },
+    }

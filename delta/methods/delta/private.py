@@ -1,0 +1,201 @@
+"""Delta's private half: release first, main model while the cloud works, then fuse or fall back."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from delta.bundle.store import Bundle, CloudPart
+from delta.errors import (
+    BudgetExceededError,
+    CloudAnswerError,
+    CloudDeadlineError,
+    CloudError,
+    CloudMismatchError,
+    CloudOverloadedError,
+    CloudUnavailableError,
+    InputError,
+    RequestError,
+    TrainingUnsupportedError,
+)
+from delta.methods.base import Cost, Method, MethodFacts, Prediction, StepResult
+from delta.methods.delta.cloud import DeltaCloud, load_cloud_model
+from delta.methods.delta.fusion import certified_fraction, check_answer, fuse
+from delta.methods.delta.parts import load_private_parts
+from delta.methods.registry import register_method
+from delta.methods.schema import PREDICT, CloudHalf
+from delta.privacy.ledger import InMemoryLedger, Ledger
+from delta.release.ids import RecordIds
+from delta.release.memo import InMemoryMemo, ReleaseMemo
+from delta.release.noise import NoiseKey
+from delta.release.releaser import Released, Releaser
+from delta.transport.base import Answer, Transport
+
+__all__ = ["DeltaMethod"]
+
+_GRACE_S = 0.25
+"""How much longer than the deadline the private side waits for the transport to report it."""
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (CloudDeadlineError, "deadline"),
+    (CloudOverloadedError, "overloaded"),
+    (CloudMismatchError, "mismatch"),
+    (CloudAnswerError, "bad-answer"),
+    (CloudUnavailableError, "unreachable"),
+    (CloudError, "unreachable"),
+    (RequestError, "refused"),
+    (BudgetExceededError, "budget"),
+)
+
+
+@register_method
+class DeltaMethod(Method):
+    """The private half of one bundle."""
+
+    facts: ClassVar[MethodFacts] = MethodFacts(
+        name="delta",
+        summary="principal part private, clipped, noised one-bit residuals in the cloud",
+        keeps=frozenset({"I1", "I2", "I3"}),
+        protects=("query input",),
+        rests_on=("local DP",),
+        trains=False,
+    )
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        key: NoiseKey | None = None,
+        memo: ReleaseMemo | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        parts = load_private_parts(bundle)
+        manifest = bundle.manifest
+        if manifest.release is None:
+            raise InputError("method 'delta' needs a release configuration in the manifest")
+        self._bundle = bundle
+        self._main = parts.main
+        self._input = manifest.input
+        self._classes = len(manifest.class_names)
+        self._releaser = Releaser(
+            manifest.release,
+            backbone=parts.backbone,
+            decomposer=parts.decomposer,
+            message=parts.message,
+            key=key,
+            memo=memo if memo is not None else InMemoryMemo(),
+        )
+        self._ledger: Ledger = ledger if ledger is not None else InMemoryLedger(budget="unlimited")
+        self._alpha, self._bound = bundle.facts.alpha, manifest.logit_bound
+        self._transport: Transport | None = None
+        self._deadline_s = 10.0
+
+    @classmethod
+    def cloud_half(
+        cls, part: CloudPart, *, device: torch.device, allowed: frozenset[str] = frozenset()
+    ) -> CloudHalf:
+        """Build the cloud model that the manifest declares."""
+        model = load_cloud_model(part, allowed=allowed)
+        release = part.manifest.release
+        size = release.payload_bytes if release else 0
+        return DeltaCloud(model, payload_bytes=size, classes=len(part.manifest.class_names), device=device)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, **options: Any) -> DeltaMethod:  # noqa: ANN401
+        """Build the private half; options are `key`, `memo` and `ledger`."""
+        return cls(bundle, **options)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been released so far, and what it cost."""
+        return self._ledger
+
+    def prepare(self, transport: Transport | None, *, deadline_s: float = 10.0) -> None:
+        """Attach a session, and warm the private modules up."""
+        self._transport = transport
+        self._deadline_s = deadline_s
+
+    def infer(self, x: Tensor, ids: RecordIds | None = None) -> Prediction:
+        """Release, compute z_main while the cloud works, fuse; fall back to z_main with the reason.
+
+        Whether and what is sent depends on the records, their ids, the ledger and whether there is a
+        transport: never on a logit (I1).
+        """
+        if x.dim() != 4 or tuple(x.shape[1:]) != self._input.shape or len(x) == 0:
+            raise InputError(f"expected records [n, {', '.join(map(str, self._input.shape))}], got {list(x.shape)}")
+        started = time.perf_counter()
+        released = self._releaser.release(x, ids)
+        future, failure = self._send(released)
+        with torch.inference_mode():
+            z_main: Tensor = self._main(released.main_input).float()
+        own_s = time.perf_counter() - started
+
+        answer: Answer | None = None
+        z_cloud: Tensor | None = None
+        if future is not None:
+            try:
+                answer = future.result(timeout=self._deadline_s + _GRACE_S)
+                z_cloud = check_answer(answer.tensors.get("logits"), records=len(x), classes=self._classes)
+            except FutureTimeout:
+                failure = CloudDeadlineError(f"the cloud did not answer within {self._deadline_s:g} s")
+            except (CloudError, RequestError) as error:
+                failure = error
+        fusing = time.perf_counter()
+        logits = z_main if z_cloud is None else fuse(z_main, z_cloud, alpha=self._alpha, bound=self._bound)
+        ended = time.perf_counter()
+        cost = self._cost(answer, sent=future is not None, own_s=own_s + ended - fusing, wall_s=ended - started)
+        return Prediction(
+            logits=logits,
+            cost=cost,
+            used_cloud=z_cloud is not None,
+            reason="" if z_cloud is not None else _reason(failure),
+            detail="" if failure is None else str(failure),
+            extras={
+                "z_main": z_main,
+                "z_cloud": z_cloud,
+                "payload": released.payload,
+                "certified": certified_fraction(z_main, alpha=self._alpha, bound=self._bound),
+            },
+        )
+
+    def train_step(self, x: Tensor, y: Tensor, ids: RecordIds | None = None) -> StepResult:
+        """Not offered: see the error."""
+        raise TrainingUnsupportedError(
+            "method 'delta' is trained by `delta.train` in two stages: its releases are stored once, "
+            "so the cloud model needs no step with the private side"
+        )
+
+    def _send(self, released: Released) -> tuple[Future[Answer] | None, Exception | None]:
+        """Debit, then send: a crash in between over-counts, which is the safe side."""
+        if self._transport is None:
+            return None, None
+        try:
+            self._ledger.debit(released.debits)
+        except BudgetExceededError as error:
+            return None, error
+        return self._transport.submit(PREDICT, {"bits": released.payload}, deadline_s=self._deadline_s), None
+
+    def _cost(self, answer: Answer | None, *, sent: bool, own_s: float, wall_s: float) -> Cost:
+        facts = self._bundle.facts
+        return Cost(
+            private_ms=1e3 * own_s,
+            cloud_ms=answer.cloud_ms if answer else 0.0,
+            wall_ms=1e3 * wall_s,
+            bytes_up=answer.bytes_up if answer else 0,
+            bytes_down=answer.bytes_down if answer else 0,
+            round_trips=int(sent),
+            private_macs=facts.private_macs,
+            cloud_macs=facts.cloud_macs,
+            peak_private_mib=facts.peak_private_bytes / 2**20,
+        )
+
+
+def _reason(failure: Exception | None) -> str:
+    if failure is None:
+        return "no-cloud"
+    return next(reason for kind, reason in _REASONS if isinstance(failure, kind))

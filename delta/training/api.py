@@ -1,0 +1,61 @@
+"""`delta.train`: a model and a data set in, a bundle out."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from delta.bundle.store import Bundle
+from delta.data.records import Dataset, DataSplits
+from delta.models.splitting import Parts
+from delta.release.noise import NoiseKey
+from delta.training.cloud_stage import assemble_bundle, train_cloud_stage
+from delta.training.config import TrainConfig
+from delta.training.controls import measure_controls
+from delta.training.fit import Progress, quiet
+from delta.training.private_stage import Labelled, train_private_stage
+
+__all__ = ["lineage_of", "train"]
+
+
+def train(parts: Parts, data: DataSplits, *, progress: Progress = quiet, **settings: Any) -> Bundle:  # noqa: ANN401
+    """Train Delta in this process: stage 1 on the private side, stage 2 on releases alone.
+
+    Args:
+        parts: a split model from `delta.split`; it is trained in place unless `whole=None` is given.
+        data: training and test records.
+        progress: called as `(stage, steps done, steps in all)`.
+        **settings: fields of `delta.training.config.TrainConfig`; `noise` must be given.
+
+    Returns:
+        The bundle; `bundle.facts.figures` holds the accuracy of every control on the test records, percent.
+
+    Raises:
+        ConfigError: a setting is wrong, or model and data do not fit together.
+    """
+    config = TrainConfig.of(settings)
+    stage = train_private_stage(parts, data.train, config, progress=progress)
+    cloud = train_cloud_stage(stage, config, progress=progress)
+    test = Labelled.of(data.test, stage.input)
+    controls = measure_controls(stage, cloud, test, config, key=NoiseKey.generate(), progress=progress)
+    return assemble_bundle(
+        stage,
+        cloud,
+        config,
+        class_names=tuple(data.train.class_names),
+        lineage=lineage_of(config, data.train),
+        figures=vars(controls),
+    )
+
+
+def lineage_of(config: TrainConfig, data: Dataset) -> dict[str, str]:
+    """How a bundle came about; read by the cloud, so it holds names and counts only."""
+    return {
+        "seed": str(config.seed),
+        "data": data.name,
+        "noise": "none" if config.noise == "none" else f"epsilon={config.noise.epsilon:g}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,70 @@
+"""Trained weights on disk, named by everything that determines them, so that a second run need not train."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from delta.bundle.store import serialise_weights
+from delta.config import canonical_hash
+from delta.errors import InputError
+
+__all__ = ["WeightCache"]
+
+
+class WeightCache:
+    """A folder of safetensors files.
+
+    Args:
+        folder: made on first use.
+        context: plain JSON that determines all weights: data fingerprint, code version, seed.
+    """
+
+    def __init__(self, folder: Path, context: Any) -> None:  # noqa: ANN401
+        self._folder = folder
+        self._context = context
+
+    def restore(self, name: str, settings: Any, module: nn.Module) -> bool:  # noqa: ANN401
+        """Load weights into a module; False where there are none, or they are damaged or do not fit."""
+        path = self._path(name, settings)
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+                return False
+            module.load_state_dict(load_tensors(data[:-32]))
+        except (OSError, SafetensorError, RuntimeError):
+            return False
+        return True
+
+    def keep(self, name: str, settings: Any, module: nn.Module) -> None:  # noqa: ANN401
+        """Store a module's weights, whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = self._path(name, settings)
+        data = serialise_weights(dict(module.state_dict()))
+        staging: str | None = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=self._folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data + hashlib.sha256(data).digest())
+            os.replace(staging, path)
+            staging = None
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        finally:
+            if staging is not None:
+                os.unlink(staging)
+
+    def _path(self, name: str, settings: Any) -> Path:  # noqa: ANN401
+        key = canonical_hash({"context": self._context, "name": name, "settings": settings})
+        return self._folder / f"{name}-{key[:16]}.weights"

@@ -1,0 +1,300 @@
+"""Stage 2: each record is released once, and the cloud model learns from the stored bits and declared labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from delta.bundle.manifest import Architecture, Manifest, PrivateFacts
+from delta.bundle.store import Bundle, weights_hash
+from delta.errors import ConfigError
+from delta.methods.delta.cloud import build_cloud_model
+from delta.methods.delta.fusion import fuse
+from delta.methods.delta.parts import PrivateParts
+from delta.models.cloud_model import CloudModel
+from delta.models.macs import count_macs, decomposition_macs
+from delta.models.memory import peak_memory
+from delta.release.config import (
+    BasisConfig,
+    Bounding,
+    Component,
+    CropConfig,
+    MessageConfig,
+    Provenance,
+    ReleaseConfig,
+)
+from delta.release.ids import RecordIds
+from delta.release.message import MessageMap
+from delta.release.noise import NoiseKey
+from delta.release.releaser import Releaser, component_hash
+from delta.training.cache import WeightCache
+from delta.training.config import TrainConfig
+from delta.training.fit import Progress, fit, logits_of, quiet
+from delta.training.fusion import fit_alpha
+from delta.training.private_stage import Labelled, PrivateStage
+
+__all__ = ["CloudStage", "Fusion", "fit_fusion", "release_records", "train_cloud_stage"]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fitted fusion: α, its limit and B."""
+
+    kind: str
+    alpha: float
+    alpha_max: float
+    bound: float
+
+    def accuracy(self, z_main: Tensor, z_cloud: Tensor, labels: Tensor) -> float:
+        """Accuracy in percent of the fused logits."""
+        fused = fuse(z_main, z_cloud, alpha=self.alpha, bound=self.bound)
+        return 100.0 * float((fused.argmax(1) == labels).double().mean())
+
+
+@dataclass(frozen=True)
+class CloudStage:
+    """What stage 2 leaves: the release, the cloud model trained on it, and the fusion.
+
+    Attributes:
+        private: modules of the private side, message map included.
+        release: the release configuration.
+        cloud: M_res, trained on releases alone.
+        fusion: fitted on the held-out records.
+        held_out_bits: their releases, `[n, B]`: fitting α sent them to the cloud.
+        releases: how many records were released.
+    """
+
+    private: PrivateParts
+    release: ReleaseConfig
+    cloud: CloudModel
+    fusion: Fusion
+    held_out_bits: Tensor
+    releases: int
+
+
+def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConfig, PrivateParts]:
+    """The release configuration of a run, and the private modules that carry it out."""
+    channels = stage.split.ir_shape[0]
+    height, width = stage.split.ir_shape[1:]
+    if config.offload == "principal":
+        channels, height, width = (
+            config.rank,
+            stage.decomposer.spatial.height_kept,
+            stage.decomposer.spatial.width_kept,
+        )
+    kind = config.message or ("channel-mean" if config.offload == "residual" else "all-channels")
+    if (kind == "projection") != (config.channels is not None):
+        raise ConfigError("message 'projection' needs channels (k), and no other message map takes them")
+    message = MessageMap(kind, channels=channels, k=config.channels)
+    bounding = Bounding()
+    release = ReleaseConfig(
+        input=stage.input,
+        ir_shape=stage.split.ir_shape,
+        backbone=Component(
+            hash=component_hash(stage.backbone.state_dict()), provenance=stage.backbone_provenance
+        ),
+        basis=BasisConfig(
+            kind=config.basis,
+            rank=config.rank,
+            component=Component(
+                hash=component_hash(stage.decomposer.state_dict()), provenance=stage.basis_provenance
+            ),
+        ),
+        crop=CropConfig(block=stage.decomposer.block, keep=stage.decomposer.keep),
+        offload=config.offload,
+        message=MessageConfig(
+            map=kind,
+            shape=(message.k, height, width),
+            component=Component(
+                hash=component_hash(message.state_dict()),
+                provenance=Provenance(kind="data-independent", note=f"a fixed {kind} map"),
+            ),
+        ),
+        bounding=bounding,
+        sigma=config.sigma(clip_norm=bounding.clip_norm),
+    )
+    return release, PrivateParts(stage.backbone, stage.decomposer, message, stage.main).eval()
+
+
+def release_records(
+    parts: PrivateParts, release: ReleaseConfig, records: Labelled, *, key: NoiseKey, batch: int = 256
+) -> Tensor:
+    """Release each record once: packed bits `[n, B]`, stored and never drawn again."""
+    releaser = Releaser(
+        release,
+        backbone=parts.backbone,
+        decomposer=parts.decomposer,
+        message=parts.message,
+        key=key,
+        memo=None,
+    )
+    payloads = []
+    for start in range(0, len(records.y), batch):
+        stop = start + batch
+        ids = RecordIds(records=records.ids[start:stop], subjects=records.subjects[start:stop])
+        payloads.append(releaser.release(records.x[start:stop], ids).payload)
+    return torch.cat(payloads)
+
+
+def fit_fusion(
+    config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor
+) -> Fusion:
+    """Fit the fusion on held-out logits; `sum` is α = 1 and fits nothing."""
+    alpha = 1.0
+    if config.fusion == "calibrated":
+        alpha = fit_alpha(z_main, z_cloud, labels, alpha_max=config.alpha_max, bound=config.logit_bound)
+    return Fusion(config.fusion, alpha, max(config.alpha_max, alpha), config.logit_bound)
+
+
+def train_cloud_stage(
+    stage: PrivateStage,
+    config: TrainConfig,
+    *,
+    key: NoiseKey | None = None,
+    progress: Progress = quiet,
+    label: str = "cloud model",
+    cache: WeightCache | None = None,
+) -> CloudStage:
+    """Run stage 2 in this process, the cloud model on its own loss.
+
+    Args:
+        stage: stage 1.
+        config: the release and the fit.
+        key: noise key of the training uploads; a fresh one is drawn, and erased once they are stored.
+        progress: told after every step.
+        label: the name it is told.
+        cache: where trained weights are taken from and kept.
+
+    Raises:
+        ConfigError: the cloud could not rebuild the model.
+    """
+    architecture = stage.split.architecture
+    if architecture is None:
+        raise ConfigError(
+            "the cloud cannot rebuild this model: its class is not importable without arguments; "
+            'pass target="package.module:build" to delta.split'
+        )
+    release, parts = build_release(stage, config)
+    key = key or NoiseKey.generate()
+    bits = release_records(parts, release, stage.fit, key=key)
+    held_out_bits = release_records(parts, release, stage.held_out, key=key)
+    device = torch.device(config.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed + 2)
+        cloud = build_cloud_model(architecture, release, allowed={architecture.target})
+    cloud = cloud.to(device, memory_format=torch.channels_last)
+    settings = {"config": config.model_dump(mode="json", exclude={"name"}), "release": release.release_hash}
+    if cache is None or not cache.restore("cloud", settings, cloud):
+        stored, labels = bits.to(device), stage.fit.y.to(device)
+        fit(
+            cloud,
+            lambda index: cloud(stored[index]),
+            lambda logits, index: nn.functional.cross_entropy(logits, labels[index], label_smoothing=0.1),
+            records=len(labels),
+            config=config.cloud_fit,
+            generator=torch.Generator().manual_seed(config.seed + 2),
+            progress=progress,
+            stage=label,
+        )
+        if cache is not None:
+            cache.keep("cloud", settings, cloud)
+    cloud.eval()
+    z_cloud = logits_of(lambda part: cloud(part.to(device)), held_out_bits)
+    fusion = fit_fusion(config, stage.main_logits(stage.held_out.x), z_cloud, stage.held_out.y)
+    return CloudStage(
+        private=parts,
+        release=release,
+        cloud=cloud.cpu().eval(),
+        fusion=fusion,
+        held_out_bits=held_out_bits,
+        releases=len(bits) + len(held_out_bits),
+    )
+
+
+def assemble_bundle(
+    stage: PrivateStage,
+    cloud_stage: CloudStage,
+    config: TrainConfig,
+    *,
+    class_names: tuple[str, ...],
+    lineage: dict[str, str],
+    figures: dict[str, float],
+) -> Bundle:
+    """Put both stages together as a bundle, with the counts that every `Cost` carries."""
+    architecture = stage.split.architecture
+    if architecture is None:
+        raise ConfigError('the cloud cannot rebuild this model; pass target="package.module:build" to delta.split')
+    private = cloud_stage.private
+    cloud = dict(cloud_stage.cloud.state_dict())
+    draft = Manifest.model_construct(
+        schema_version=1,
+        name=config.name,
+        method="delta",
+        input=stage.input,
+        class_names=class_names,
+        architecture=architecture,
+        release=cloud_stage.release,
+        settings={},
+        logit_bound=config.logit_bound,
+        labels="disclosed",
+        lineage=lineage,
+        release_hash=cloud_stage.release.release_hash,
+        cloud_weights_hash=weights_hash(cloud),
+        cloud_hash="",
+    )
+    manifest = Manifest.parse(
+        {**draft.model_dump(), "cloud_hash": draft.computed_cloud_hash()}, what="manifest"
+    )
+    record = torch.zeros(1, *stage.input.shape)
+    facts = PrivateFacts(
+        fusion=config.fusion,
+        alpha=cloud_stage.fusion.alpha,
+        alpha_max=cloud_stage.fusion.alpha_max,
+        main=stage.main_settings,
+        backbone=config.backbone,
+        weights_hash=weights_hash(private.tensors()),
+        private_macs=private_macs(private, cloud_stage.release, record),
+        cloud_macs=count_macs(cloud_stage.cloud, cloud_stage.held_out_bits[:1]),
+        peak_private_bytes=peak_memory(_private_path(private, cloud_stage.release), record),
+        figures=figures,
+    )
+    return Bundle(manifest, facts, private.tensors(), cloud)
+
+
+def private_macs(parts: PrivateParts, release: ReleaseConfig, record: Tensor) -> int:
+    """Backbone + decomposition and release + main model, for one record."""
+    with torch.no_grad():
+        phi = parts.backbone(record)
+        view = parts.decomposer.main_input(parts.decomposer(phi))
+    return (
+        count_macs(parts.backbone, record)
+        + decomposition_macs(
+            ir_shape=release.ir_shape,
+            rank=release.basis.rank,
+            block=release.crop.block,
+            keep=release.crop.keep,
+            basis=release.basis.kind,
+            k=release.message.shape[0] if release.offload == "residual" else 0,
+        )
+        + count_macs(parts.main, view)
+    )
+
+
+def _private_path(parts: PrivateParts, release: ReleaseConfig) -> Callable[[Tensor], Tensor]:
+    """The private side's own computing, as `delta.models.memory` runs it."""
+
+    def path(record: Tensor) -> Tensor:
+        with torch.no_grad():
+            phi = parts.backbone(record)
+            if release.offload == "residual":
+                decomposition, message = parts.decomposer.decompose_and_map(phi, parts.message.matrix)
+            else:
+                decomposition = parts.decomposer(phi)
+                message = parts.message(decomposition.principal)
+            parts.main(parts.decomposer.main_input(decomposition))
+        return message
+
+    return path

@@ -1,0 +1,117 @@
+"""What a user decides about a training run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from delta.config import Strict
+from delta.errors import ConfigError
+from delta.privacy.gaussian import sigma_for
+
+__all__ = ["FitConfig", "MainConfig", "NoiseConfig", "TrainConfig"]
+
+
+class NoiseConfig(Strict):
+    """An honest per-release (ε, δ)."""
+
+    epsilon: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+
+
+class FitConfig(Strict):
+    """One supervised fit: AdamW on a one-cycle schedule."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=4e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MainConfig(Strict):
+    """The main model: the authors' layout, or the largest light one within a MAC budget."""
+
+    layout: Literal["authors", "light"] = "light"
+    max_macs: int | None = Field(default=None, ge=1)
+    distil: bool = True
+
+    @model_validator(mode="after")
+    def _light_has_a_budget(self) -> Self:
+        if (self.layout == "light") != (self.max_macs is not None):
+            raise ValueError("layout 'light' needs max_macs, and 'authors' takes none")
+        return self
+
+
+class TrainConfig(Strict):
+    """A training run of Delta. `noise` has no default: give an ε, or say `none`.
+
+    Attributes:
+        noise: `none` (empirical obfuscation, no claim) or an ε and δ a release.
+        seed: of every random choice that is not a secret.
+        name: of the bundle.
+        rank: r of the channel basis.
+        basis: `pca` (one for all, on seeded synthetic images) or `svd` a record.
+        block: M of the spatial basis; none takes the largest of 16, 14, 8, 7, 4, 2 that divides the IR.
+        keep: m of the spatial basis; none takes half of the block.
+        offload: the stream that feeds the release.
+        message: message map; none is the channel mean for `residual`, all channels for `principal`.
+        channels: k of a projection.
+        backbone: `model`: the layers before the split point; `fixed`: a data-independent stem.
+        whole: fit of the whole private model, also the teacher; none if it comes trained.
+        main: main model and its size.
+        main_fit: fit of the main model (and of nothing else: the backbone is frozen).
+        cloud_fit: fit of the cloud model on the stored releases.
+        fusion: `calibrated` or the paper's `sum`.
+        alpha_max: largest α that calibration may give.
+        logit_bound: B.
+        held_out: share of the training records kept from both models, on which α is fitted.
+        augment: shifts and mirrors (`flip`) of the private models' training images; releases are never augmented.
+        device: `cpu` or `cuda`.
+    """
+
+    noise: Literal["none"] | NoiseConfig
+    seed: int = Field(default=0, ge=0)
+    name: str = Field(default="delta", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    rank: int = Field(default=8, ge=1)
+    basis: Literal["pca", "svd"] = "pca"
+    block: int | None = Field(default=None, ge=1)
+    keep: int | None = Field(default=None, ge=1)
+    offload: Literal["residual", "principal"] = "residual"
+    message: Literal["channel-mean", "projection", "all-channels"] | None = None
+    channels: int | None = Field(default=None, ge=1)
+    backbone: Literal["model", "fixed"] = "model"
+    whole: FitConfig | None = FitConfig(epochs=8)
+    main: MainConfig = MainConfig(max_macs=5_000_000)
+    main_fit: FitConfig = FitConfig(epochs=10)
+    cloud_fit: FitConfig = FitConfig(epochs=8)
+    fusion: Literal["calibrated", "sum"] = "calibrated"
+    alpha_max: float = Field(default=4.0, gt=0)
+    logit_bound: float = Field(default=20.0, gt=0)
+    held_out: float = Field(default=0.1, gt=0, lt=0.5)
+    augment: Literal["none", "shift", "shift+flip"] = "none"
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> TrainConfig:
+        """Validate keyword settings.
+
+        Raises:
+            ConfigError: one line with every fault; a missing `noise` says what to choose from.
+        """
+        if "noise" not in settings:
+            raise ConfigError("noise is not set: say noise='none' (no privacy claim) or noise={'epsilon': 8}")
+        return cls.parse(settings, what="training settings")
+
+    @property
+    def private_settings(self) -> dict[str, Any]:
+        """What stage 1 depends on: the release and the cloud's fit play no part in it."""
+        later = {"noise", "name", "offload", "message", "channels", "cloud_fit", "fusion", "alpha_max", "logit_bound"}
+        return self.model_dump(mode="json", exclude=later)
+
+    def sigma(self, *, clip_norm: float) -> float | None:
+        """σ of the noise on a message of norm at most `clip_norm`; none for `noise: none`."""
+        if self.noise == "none":
+            return None
+        return sigma_for(epsilon=self.noise.epsilon, delta=self.noise.delta, clip_norm=clip_norm)

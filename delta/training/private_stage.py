@@ -1,0 +1,276 @@
+"""Stage 1, private: the whole model, the frozen backbone, the basis and the main model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from delta.data.records import Dataset
+from delta.decomposition.basis import iteration_start, pca_basis, synthetic_images
+from delta.decomposition.decomposer import Decomposer
+from delta.errors import ConfigError
+from delta.models.fixed_stem import FixedStem
+from delta.models.main_model import build_main
+from delta.models.splitting import Parts
+from delta.release.config import InputSpec, Provenance
+from delta.training.cache import WeightCache
+from delta.training.config import TrainConfig
+from delta.training.fit import Progress, augmented, distillation_loss, fit, logits_of, quiet
+
+__all__ = ["Labelled", "PrivateStage", "crop_of", "input_spec", "train_private_stage"]
+
+_BLOCKS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
+_SYNTHETIC_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Preprocessed records `[n, channels, height, width]` with labels `[n]`, opaque ids and subjects."""
+
+    x: Tensor
+    y: Tensor
+    ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: Dataset, spec: InputSpec) -> Labelled:
+        """Preprocess a data set."""
+        return cls(preprocess(data.images, spec), data.labels, data.ids, data.subjects)
+
+
+@dataclass(frozen=True)
+class PrivateStage:
+    """What stage 1 leaves: everything but the release, trained and frozen.
+
+    Attributes:
+        split: the user's model, split; its whole model is trained.
+        input: preprocessing.
+        backbone: φ.
+        backbone_provenance: whom the claim covers.
+        decomposer: with its basis.
+        basis_provenance: of the basis or of the iteration's start.
+        main: M_main.
+        main_settings: arguments that rebuild it.
+        fit: records on which the models are trained.
+        held_out: records on which only α is fitted.
+    """
+
+    split: Parts
+    input: InputSpec
+    backbone: nn.Module
+    backbone_provenance: Provenance
+    decomposer: Decomposer
+    basis_provenance: Provenance
+    main: nn.Module
+    main_settings: dict[str, object]
+    fit: Labelled
+    held_out: Labelled
+
+    @torch.inference_mode()
+    def main_logits(self, x: Tensor) -> Tensor:
+        """z_main of preprocessed records: `[n, classes]`."""
+        return logits_of(lambda part: self.main(self.decomposer.main_input(self.decomposer(self.backbone(part)))), x)
+
+
+def input_spec(shape: tuple[int, int, int]) -> InputSpec:
+    """Preprocessing by constants: statistics of private images would be part of the release configuration."""
+    return InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+
+
+def preprocess(images: Tensor, spec: InputSpec) -> Tensor:
+    """(value − mean)/std a channel; images `[n, c, h, w]` in [0, 1]."""
+    mean = torch.tensor(spec.mean)[:, None, None]
+    std = torch.tensor(spec.std)[:, None, None]
+    return (images - mean) / std
+
+
+def crop_of(config: TrainConfig, ir_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Block M and kept size m: as configured, or the largest usual block that divides the IR, and half of it."""
+    _, height, width = ir_shape
+    block = config.block or next(m for m in _BLOCKS if height % m == 0 and width % m == 0)
+    return block, config.keep or max(1, block // 2)
+
+
+def train_private_stage(
+    parts: Parts,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    progress: Progress = quiet,
+    cache: WeightCache | None = None,
+) -> PrivateStage:
+    """Run stage 1 in this process. `parts.model` is trained in place where `config.whole` is set.
+
+    Args:
+        parts: the split model.
+        data: training records; a share of them is held out.
+        config: of the run.
+        progress: told after every step.
+        cache: where trained weights are taken from and kept.
+
+    Raises:
+        ConfigError: data and model do not fit together.
+    """
+    spec = input_spec(parts.input_shape)
+    if tuple(data.images.shape[1:]) != parts.input_shape:
+        raise ConfigError(
+            f"the model takes images of {parts.input_shape}, data set {data.name!r} has {tuple(data.images.shape[1:])}"
+        )
+    if len(data.class_names) != parts.classes:
+        raise ConfigError(
+            f"the model has {parts.classes} classes, data set {data.name!r} has {len(data.class_names)}"
+        )
+    rest, kept = data.stratified_split(fraction=config.held_out, seed=config.seed)
+    training, held_out = Labelled.of(rest, spec), Labelled.of(kept, spec)
+    device = torch.device(config.device)
+    x, y = training.x.to(device), training.y.to(device)
+    whole = parts.model.to(device, memory_format=torch.channels_last)
+    if config.whole is not None:
+        _train_whole(whole, x, y, config, progress=progress, cache=cache)
+    whole.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        backbone, backbone_provenance = _frozen_backbone(parts, config)
+        decomposer, basis_provenance = _decomposer(backbone.to(device), parts, config)
+        main = build_main(
+            layout=config.main.layout,
+            in_channels=decomposer.main_channels,
+            size=(decomposer.spatial.height_kept, decomposer.spatial.width_kept),
+            classes=parts.classes,
+            max_macs=config.main.max_macs,
+            rank=config.rank if config.main.layout == "authors" else None,
+        ).to(device, memory_format=torch.channels_last)
+    if cache is None or not cache.restore("main", config.private_settings, main):
+        _train_main(main, backbone, decomposer, whole, x, y, config, progress=progress)
+        if cache is not None:
+            cache.keep("main", config.private_settings, main)
+    main.eval()
+    return PrivateStage(
+        split=parts,
+        input=spec,
+        backbone=backbone.cpu(),
+        backbone_provenance=backbone_provenance,
+        decomposer=decomposer.cpu(),
+        basis_provenance=basis_provenance,
+        main=main.cpu(),
+        main_settings=main.settings,
+        fit=training,
+        held_out=held_out,
+    )
+
+
+def _train_whole(
+    whole: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: TrainConfig,
+    *,
+    progress: Progress,
+    cache: WeightCache | None,
+) -> None:
+    if config.whole is None or (cache is not None and cache.restore("whole", config.private_settings, whole)):
+        return
+    generator = torch.Generator().manual_seed(config.seed)
+    fit(
+        whole,
+        lambda index: whole(augmented(x[index], config.augment, generator=generator)),
+        lambda logits, index: nn.functional.cross_entropy(logits, y[index], label_smoothing=0.05),
+        records=len(y),
+        config=config.whole,
+        generator=generator,
+        progress=progress,
+        stage="whole model",
+    )
+    if cache is not None:
+        cache.keep("whole", config.private_settings, whole)
+
+
+def _frozen_backbone(parts: Parts, config: TrainConfig) -> tuple[nn.Module, Provenance]:
+    if config.backbone == "fixed":
+        channels, height, _ = parts.input_shape
+        stem = FixedStem(in_channels=channels, ir_shape=parts.ir_shape, stride=height // parts.ir_shape[1])
+        return stem.eval(), Provenance(kind="data-independent", note="seeded filters, nothing learned")
+    backbone = parts.backbone.eval().requires_grad_(False)
+    return backbone, Provenance(kind="private", note="trained on the training records, frozen before any release")
+
+
+def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple[Decomposer, Provenance]:
+    channels, height, width = parts.ir_shape
+    block, keep = crop_of(config, parts.ir_shape)
+    basis = start = None
+    if config.basis == "pca":
+        images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
+        device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
+        with torch.no_grad():
+            samples = backbone(preprocess(images, input_spec(parts.input_shape)).to(device))
+        basis = pca_basis(samples.float().cpu(), config.rank)
+        note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
+    else:
+        start = iteration_start(channels, config.rank, seed=config.seed)
+        note = "computed from each record; the iteration's start is seeded"
+    decomposer = Decomposer(
+        channels=channels,
+        height=height,
+        width=width,
+        rank=config.rank,
+        block=block,
+        keep=keep,
+        kind=config.basis,
+        basis=basis,
+        start=start,
+    )
+    return decomposer.eval().to(torch.device(config.device)), Provenance(kind="data-independent", note=note)
+
+
+def _train_main(
+    main: nn.Module,
+    backbone: nn.Module,
+    decomposer: Decomposer,
+    whole: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: TrainConfig,
+    *,
+    progress: Progress,
+) -> None:
+    """Train M_main on the principal part. The backbone is frozen, so without augmentation p is computed once."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    teacher: list[Tensor] = []  # the teacher's logits on the views that `forward` has just drawn
+
+    @torch.no_grad()
+    def view_of(images: Tensor) -> Tensor:
+        return decomposer.main_input(decomposer(backbone(images)))
+
+    cached_view = cached_teacher = None
+    if config.augment == "none":
+        cached_view = torch.cat([view_of(part) for part in x.split(256)])
+        if config.main.distil:
+            cached_teacher = logits_of(whole, x).to(x.device)
+
+    def forward(index: Tensor) -> Tensor:
+        if cached_view is not None:
+            return main(cached_view[index])  # type: ignore[no-any-return]
+        images = augmented(x[index], config.augment, generator=generator)
+        if config.main.distil:
+            with torch.no_grad():
+                teacher[:] = [whole(images)]
+        return main(view_of(images))  # type: ignore[no-any-return]
+
+    def loss(logits: Tensor, index: Tensor) -> Tensor:
+        if not config.main.distil:
+            return nn.functional.cross_entropy(logits, y[index])
+        reference = cached_teacher[index] if cached_teacher is not None else teacher[0]
+        return distillation_loss(logits, y[index], reference)
+
+    fit(
+        main,
+        forward,
+        loss,
+        records=len(y),
+        config=config.main_fit,
+        generator=generator,
+        progress=progress,
+        stage="main model",
+    )
