@@ -92,7 +92,8 @@ class SpatialBasis(nn.Module):
         super().__init__()
         block_basis(size=math.gcd(height, width), block=block, keep=keep)  # names a block that fits both
         self.size = (height, width)
-        self.kept = (height * keep // block, width * keep // block)
+        self.height_kept, self.width_kept = height * keep // block, width * keep // block
+        self.kept = (self.height_kept, self.width_kept)
         self.is_identity = keep == block
         self.register_buffer("rows", block_basis(size=height, block=block, keep=keep), persistent=False)
         self.register_buffer("columns", block_basis(size=width, block=block, keep=keep), persistent=False)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from delta.decomposition.basis import Algorithm, check_rank, svd_basis, working_dtype
+from delta.decomposition.basis import Algorithm, check_rank, iteration_start, svd_basis, working_dtype
 from delta.decomposition.dct import SpatialBasis
 from delta.errors import ConfigError, InputError
 
@@ -55,8 +55,10 @@ class Decomposer(nn.Module):
         keep: m, kept values a block and axis.
         kind: `svd`, a basis a record, or `pca`, one for all.
         algorithm: of `svd`.
-        basis: `[c, r]`, of `pca`: see `delta.decomposition.basis.pca_basis`.
-        start: `[c, q]`, of approximate `svd`: see `delta.decomposition.basis.iteration_start`.
+        basis: `[c, r]`, of `pca`: see `delta.decomposition.basis.pca_basis`. Without one it holds NaN until a
+            state dict is loaded, so that nothing is ever made from a basis that is not there.
+        start: `[c, q]`, of approximate `svd`: see `delta.decomposition.basis.iteration_start`, which makes
+            the default, with seed 0.
 
     Raises:
         ConfigError: sizes, basis or start do not fit.
@@ -81,18 +83,18 @@ class Decomposer(nn.Module):
     ) -> None:
         super().__init__()
         check_rank(rank, channels)
-        if (kind == "pca") != (basis is not None):
-            raise ConfigError(
-                "a pca decomposition needs its basis"
-                if kind == "pca"
-                else "a svd decomposition takes no basis"
-            )
-        if (kind == "svd" and algorithm == "approximate") != (start is not None):
-            raise ConfigError("approximate svd, and nothing else, needs a start; use iteration_start")
+        if basis is not None and kind != "pca":
+            raise ConfigError("a basis is given, and only pca takes one: svd makes its own for each record")
+        if start is not None and (kind, algorithm) != ("svd", "approximate"):
+            raise ConfigError("a start is given, and only approximate svd takes one")
         if basis is not None:
             _check_frame(basis, what="pca basis", channels=channels, least=rank, most=rank)
+        elif kind == "pca":
+            basis = torch.full((channels, rank), float("nan"))
         if start is not None:
             _check_frame(start, what="start of the iteration", channels=channels, least=rank, most=channels)
+        elif (kind, algorithm) == ("svd", "approximate"):
+            start = iteration_start(channels, rank, seed=0)
         self.ir_shape = (channels, height, width)
         self.rank, self.block, self.keep = rank, block, keep
         self.kind, self.algorithm = kind, algorithm

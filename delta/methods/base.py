@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from delta.errors import TrainingUnsupportedError
+from delta.release.ids import RecordIds
 
 if TYPE_CHECKING:
     from delta.bundle.store import Bundle, CloudPart
@@ -69,20 +69,6 @@ class Cost:
 
 
 COST_FIELDS = tuple(f.name for f in fields(Cost))
-
-
-@dataclass(frozen=True)
-class RecordIds:
-    """Who the records are.
-
-    Attributes:
-        records: the owner's opaque id of each record; empty to use content digests inside one subject.
-        subjects: the person whom each record is about; empty where unknown, and then reports say
-            "person level: not accounted".
-    """
-
-    records: Sequence[str] = ()
-    subjects: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Component(Strict):
 
 
 class InputSpec(Strict):
-    """A preprocessed record: `(channels, height, width)`, and (value − mean)/std a channel, values in [0, 1]."""
+    """A preprocessed record: `(channels, height, width)`; (value − mean)/std a channel, values in [0, 1]."""
 
     shape: tuple[int, int, int]
     mean: tuple[float, ...]

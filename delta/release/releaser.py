@@ -1,0 +1,185 @@
+"""The release: the one function that turns private tensors into outbound bytes (invariant I2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from delta.decomposition.decomposer import Decomposer
+from delta.errors import ConfigError, InputError
+from delta.privacy.events import GaussianRelease, release_event
+from delta.privacy.ledger import Debit
+from delta.release.bounding import check_finite, clip, normalise
+from delta.release.components import check_components, check_per_record, component_hash
+from delta.release.config import ReleaseConfig
+from delta.release.ids import RecordIds, ReleaseId, ReleaseIdentity, record_digest
+from delta.release.mechanism import one_bit
+from delta.release.memo import ReleaseMemo
+from delta.release.message import MessageMap
+from delta.release.noise import NoiseKey
+from delta.release.packing import pack_bits
+
+__all__ = ["Released", "Releaser", "component_hash"]
+
+_CHUNK = 64
+"""Records that pass the backbone together: bounds the memory of a large call."""
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a batch gave. Only the payload may leave the private side.
+
+    Attributes:
+        payload: `[n, B]` uint8, packed bits; see `delta.release.packing`.
+        main_input: `[n, main_channels, h', w']`, for the main model.
+        release_ids: opaque name of each release.
+        fresh: whether each was drawn now, and not sent before.
+        mu: 2C/σ of each release; none without noise.
+        debits: what a ledger must enter before the payload is sent. Stored releases are listed too: they
+            cost nothing once entered, and one that was refused is refused again.
+    """
+
+    payload: Tensor
+    main_input: Tensor
+    release_ids: list[ReleaseId]
+    fresh: list[bool]
+    mu: float | None
+    debits: list[Debit]
+
+
+class Releaser:
+    """Backbone, decomposition, message, bound, noise and packing of one release configuration.
+
+    A record's bits depend on the record, its id, the configuration and the key alone. On a CPU they are the
+    same, bit by bit, in every batch.
+
+    Args:
+        config: the release configuration.
+        backbone: φ, in eval mode.
+        decomposer: with the configuration's basis.
+        message: the configuration's message map.
+        key: the noise key; may be none without noise, and then names of releases last one process.
+        memo: stored releases; none draws again, and the key gives the same bits.
+
+    Raises:
+        ConfigError: a module is not the configuration's, mixes records, or there is noise without a key.
+    """
+
+    def __init__(
+        self,
+        config: ReleaseConfig,
+        *,
+        backbone: nn.Module,
+        decomposer: Decomposer,
+        message: MessageMap,
+        key: NoiseKey | None,
+        memo: ReleaseMemo | None,
+    ) -> None:
+        if key is None and config.sigma is not None:
+            raise ConfigError(
+                "noise needs a noise key: a new one a run would give new noise to the same record"
+            )
+        check_per_record(backbone)
+        check_components(config, backbone=backbone, decomposer=decomposer, message=message)
+        self.config = config
+        self._backbone, self._decomposer, self._message = backbone, decomposer, message
+        self._key = key if key is not None else NoiseKey.generate()
+        self._memo = memo
+        self._event = release_event(sigma=config.sigma, clip_norm=config.bounding.clip_norm)
+        first = next(chain(backbone.parameters(), backbone.buffers(), message.buffers()))
+        self._device = first.device
+
+    @torch.no_grad()
+    def release(self, x: Tensor, ids: RecordIds | None = None) -> Released:
+        """Make the releases of preprocessed records.
+
+        Args:
+            x: `[n, channels, height, width]`, floating, finite, n ≥ 1.
+            ids: who they are; none for content digests inside one subject.
+
+        Raises:
+            InputError: records of another shape or type, not finite, or ids that are not one a record.
+            ConfigError: the backbone was put into training mode, or the memo is another configuration's.
+        """
+        check_per_record(self._backbone)
+        identities = self._identities(x, ids if ids is not None else RecordIds())
+        parts = [self._message_of(part) for part in torch.split(x, _CHUNK)]
+        message = torch.cat([m for m, _ in parts])
+        check_finite(message, what="a message")
+        payload = pack_bits(self._bits(message, identities))
+        names = [self._key.release_id(identity) for identity in identities]
+        fresh = self._recall(payload, names)
+        return Released(
+            payload=payload,
+            main_input=torch.cat([main for _, main in parts]),
+            release_ids=names,
+            fresh=fresh,
+            mu=self._event.mu if isinstance(self._event, GaussianRelease) else None,
+            debits=[Debit(i.subject, name, self._event) for i, name in zip(identities, names, strict=True)],
+        )
+
+    def _identities(self, x: Tensor, ids: RecordIds) -> list[ReleaseIdentity]:
+        shape = self.config.input.shape
+        if x.dim() != 4 or tuple(x.shape[1:]) != shape or not len(x) or not x.dtype.is_floating_point:
+            kind = str(x.dtype).removeprefix("torch.")
+            raise InputError(
+                f"expected preprocessed records [n, {', '.join(map(str, shape))}] in floating point, n ≥ 1; "
+                f"got {kind}{list(x.shape)}"
+            )
+        check_finite(x, what="a record")
+        ids.check(len(x))
+        digests = [record_digest(record) for record in x]
+        records: Sequence[str] = ids.records or [digest.hex() for digest in digests]
+        subjects = ids.subjects or [""] * len(x)
+        return [
+            ReleaseIdentity(subject, record, digest, self.config.release_hash, self.config.mechanism)
+            for subject, record, digest in zip(subjects, records, digests, strict=True)
+        ]
+
+    def _message_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The message `[n, k, h_m, w_m]` on the CPU, and the main model's input."""
+        with torch.autocast(self._device.type, enabled=False):
+            phi = self._phi(x.to(self._device))
+            if self.config.offload == "residual":
+                parts, message = self._decomposer.decompose_and_map(phi, self._message.weight)
+            else:
+                parts = self._decomposer(phi)
+                message = self._message(parts.principal)
+            return message.cpu(), self._decomposer.main_input(parts)
+
+    def _phi(self, x: Tensor) -> Tensor:
+        # Convolution libraries take another kernel for a batch of one, which rounds differently: a lone
+        # record rides with its copy, so that a restart finds the same bits whatever came together.
+        phi: Tensor = self._backbone(x if len(x) > 1 else x.expand(2, -1, -1, -1))
+        return phi[: len(x)]
+
+    def _bits(self, message: Tensor, identities: Sequence[ReleaseIdentity]) -> Tensor:
+        sigma = self.config.sigma
+        if sigma is None:  # a positive scale changes no sign
+            return one_bit(message, sigma=None, uniforms=None)
+        bound = normalise if self.config.bounding.kind == "normalise" else clip
+        bounded = bound(message, self.config.bounding.clip_norm).flatten(1)
+        count = bounded.shape[1]
+        uniforms = torch.stack([self._key.uniforms(identity, count) for identity in identities])
+        return one_bit(bounded, sigma=sigma, uniforms=uniforms).view(message.shape)
+
+    def _recall(self, payload: Tensor, names: Sequence[ReleaseId]) -> list[bool]:
+        """Put stored bytes in the place of drawn ones, store the others; whether each is new."""
+        if self._memo is None:
+            return [True] * len(names)
+        fresh = []
+        for row, name in zip(payload, names, strict=True):
+            known = self._memo.get(name)
+            stored = known if known is not None else self._memo.keep(name, row.numpy().tobytes())
+            if len(stored) != len(row):
+                raise ConfigError(
+                    f"the memo holds {len(stored)} bytes for a release of {len(row)}; "
+                    "it belongs to another release configuration or is damaged"
+                )
+            row.copy_(torch.frombuffer(bytearray(stored), dtype=torch.uint8))
+            fresh.append(known is None)
+        return fresh
