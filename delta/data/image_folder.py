@@ -81,7 +81,7 @@ def _listing(root: Path, part: str) -> tuple[tuple[str, ...], list[tuple[Path, i
         raise DataError(
             f"{folder}: {len(classes)} class folders, expected at least 2; put images in {part}/<class>/"
         )
-    files = []
+    files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
         images = sorted(
             entry.name
@@ -125,7 +125,7 @@ def _read(
 
 
 def _load_all(paths: Sequence[Path], load: Callable[[Path], Tensor]) -> list[Tensor]:
-    """Load in threads where decoding is long enough to pay: for thumbnails they only fight over the interpreter."""
+    """Load in threads where decoding is long enough to pay; over thumbnails they only fight for the lock."""
     if paths[0].stat().st_size < _THREADED_FROM:
         return [load(path) for path in paths]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -87,7 +87,7 @@ class Dataset:
         ids: Sequence[str] | None = None,
         subjects: Sequence[str] | None = None,
     ) -> Dataset:
-        """A data set; ids are opaque and subjects unknown where none are given; arguments as the attributes."""
+        """A data set, with opaque ids and unknown subjects where none are given; see the attributes."""
         return cls(
             name=name,
             pixels=pixels,
@@ -165,8 +165,7 @@ class Dataset:
         mask = torch.ones(len(self), dtype=torch.bool)
         mask[kept] = False
         rest = mask.nonzero().flatten()
-        present = len(self.labels.unique())
-        if len(self.labels[rest].unique()) < present:
+        if not torch.equal(_present(self.labels[rest]), _present(self.labels)):
             raise DataError(
                 f"data set {self.name!r}: a split at {fraction:g} empties a class; use more records"
             )
@@ -262,13 +261,14 @@ def stratified(labels: Tensor, count: int, *, seed: int, what: str) -> Tensor:
     Raises:
         DataError: there are more classes than records asked for.
     """
-    present, sizes = labels.unique(return_counts=True)
+    counts = torch.bincount(labels)
+    present = _present(labels)
     if not len(present) <= count <= len(labels):
         raise DataError(
             f"{what}: {count} records are asked for, of {len(labels)} in {len(present)} classes; ask for "
             f"{len(present)} to {len(labels)}, one a class at least"
         )
-    quotas = _quotas(sizes.tolist(), count)
+    quotas = _quotas(counts[present].tolist(), count)
     chosen = []
     for label, quota in zip(present.tolist(), quotas, strict=True):
         members = (labels == label).nonzero().flatten()
@@ -282,6 +282,11 @@ def hash_seed(*parts: int) -> int:
     """A 63-bit seed from several numbers, so that neighbouring ones give unrelated streams."""
     text = " ".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _present(labels: Tensor) -> Tensor:
+    """The classes that occur, in order."""
+    return torch.bincount(labels).nonzero().flatten()
 
 
 def _quotas(sizes: Sequence[int], count: int) -> list[int]:
