@@ -102,7 +102,7 @@ class SpatialBasis(nn.Module):
         """D_h · maps · D_wᵀ: `[b, n, h, w]` to `[b, n, h', w']`."""
         if self.is_identity:
             return maps
-        return self.rows.to(maps.dtype) @ (maps @ self.columns.to(maps.dtype).T)
+        return (self.rows.to(maps.dtype) @ maps) @ self.columns.to(maps.dtype).T
 
     def synthesise(self, kept: Tensor) -> Tensor:
         """D_hᵀ · kept · D_w: `[b, n, h', w']` to `[b, n, h, w]`."""

@@ -157,7 +157,9 @@ class Decomposer(nn.Module):
             if basis.dim() == 3:
                 rows = rows.expand(basis.shape[0], -1, -1)
             both = _apply(torch.cat([basis.mT, rows], -2), x)  # [b, r + k, hw]
-            principal = self._principal(both[:, : self.rank])
+            # A slice has to be copied before a batched product: while k is small, k maps more are cheaper.
+            heads = both if len(weight) <= self.rank else both[:, : self.rank]
+            principal = self._principal(heads)[:, : self.rank].contiguous()
             kept = _maps(_apply(rows @ basis, principal.flatten(2)), self.spatial.kept)  # [b, k, h', w']
             mapped = _maps(both[:, self.rank :], self.spatial.size) - self.spatial.synthesise(kept)
             return Decomposition(principal, basis), mapped

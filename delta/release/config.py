@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from delta.config import Strict
 
@@ -68,6 +70,12 @@ class InputSpec(Strict):
         if not len(self.mean) == len(self.std) == self.shape[0] or min(self.std) <= 0:
             raise ValueError(f"mean and std need {self.shape[0]} entries each, std above 0")
         return self
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images `[n, channels, height, width]` in [0, 1] → records, (value − mean)/std a channel."""
+        mean = torch.tensor(self.mean)[:, None, None]
+        std = torch.tensor(self.std)[:, None, None]
+        return (images - mean) / std
 
 
 class BasisConfig(Strict):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from delta.errors import InputError, PrivacyParameterError
+from delta.release.bounding import check_finite
 
 __all__ = ["one_bit"]
 
@@ -36,8 +37,7 @@ def one_bit(m: Tensor, *, sigma: float | None, uniforms: Tensor | None) -> Tenso
         InputError: m is not finite, or the uniforms have another shape or type.
         PrivacyParameterError: σ is not a finite number above 0.
     """
-    if not bool(torch.isfinite(m).all()):
-        raise InputError("a message holds NaN or infinite values; check the record and its preprocessing")
+    check_finite(m, what="a message")
     if sigma is None:
         return m >= 0
     if not 0 < sigma < math.inf:
