@@ -1,0 +1,8 @@
+"""Model builders, splitting a user's model, and what it costs: MACs, parameters, memory, bytes.
+
+The builders below are the import targets that a manifest may name as `delta.models:resnet18`.
+"""
+
+from delta.models.resnet import resnet18, resnet34, resnet_small
+
+__all__ = ["resnet18", "resnet34", "resnet_small"]

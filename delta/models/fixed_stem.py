@@ -16,7 +16,9 @@ class FixedStem(nn.Module):
     Shapes: `[b, in_channels, H, W] → [b, c, h, w]`, h and w being H and W divided by one common stride.
     """
 
-    def __init__(self, *, in_channels: int, ir_shape: tuple[int, int, int], stride: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, *, in_channels: int, ir_shape: tuple[int, int, int], stride: int = 1, seed: int = 0
+    ) -> None:
         super().__init__()
         if min(in_channels, *ir_shape, stride) < 1:
             raise ModelError(f"a fixed stem needs positive sizes, got {in_channels} channels to {ir_shape}")

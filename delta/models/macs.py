@@ -1,0 +1,155 @@
+"""Multiply-accumulate operations (MACs), as integers per record.
+
+Counted are convolutions and matrix products, as `torch.utils.flop_counter` sees them (two FLOPs are one MAC).
+Batch normalisation, activations, pooling, additions and the eigenvalue problem of `svd` are not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from delta.errors import ModelError
+from delta.models.modes import evaluating
+
+__all__ = ["count_macs", "count_params", "dct_macs", "decomposition_macs", "macs_by_module", "svd_macs"]
+
+
+def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """MACs of one record through a module, in eval mode.
+
+    Args:
+        module: any module; nothing in it is changed.
+        inputs: what its forward takes, records along axis 0; one record is counted.
+
+    Raises:
+        ModelError: the module does not run on such inputs.
+    """
+    return macs_by_module(module, *inputs)[""]
+
+
+def macs_by_module(module: nn.Module, *inputs: Tensor) -> dict[str, int]:
+    """MACs of one record by qualified module name, submodules included; the whole under the empty name.
+
+    Raises:
+        ModelError: the module does not run on such inputs.
+    """
+    records = tuple(x[:1] for x in inputs)
+    with evaluating(module):
+        try:
+            counts = _count_on_meta(module, records)
+        except Exception:  # meta tensors lack some operations, and forwards that branch on values
+            try:
+                counts = _count(module, records)
+            except Exception as error:
+                shapes = ", ".join(str(list(x.shape)) for x in records)
+                text = next(iter(str(error).strip().splitlines()), "")[:160]
+                raise ModelError(
+                    f"{type(module).__name__} cannot be counted: it fails on inputs {shapes} "
+                    f"({type(error).__name__}: {text}); give records of the shape it expects"
+                ) from error
+    return counts
+
+
+def count_params(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def svd_macs(*, ir_shape: tuple[int, int, int], rank: int) -> int:
+    """The slides' convention for the SVD: one projection to r channels, r·c·h·w."""
+    c, h, w = ir_shape
+    return rank * c * h * w
+
+
+def dct_macs(*, ir_shape: tuple[int, int, int], rank: int, block: int) -> int:
+    """The slides' convention for the DCT: two M³ products a block and channel, r·(h/M)·(w/M)·2·M³."""
+    _, h, w = ir_shape
+    return rank * (h // block) * (w // block) * 2 * block**3
+
+
+def decomposition_macs(
+    *,
+    ir_shape: tuple[int, int, int],
+    rank: int,
+    block: int,
+    keep: int,
+    basis: Literal["svd", "pca"],
+    k: int,
+    offload: Literal["residual", "principal"] = "residual",
+) -> int:
+    """What the decomposition and the message map execute, per record.
+
+    With A `[k, c]` the message map, D_h `[h', h]` and D_w `[w', w]` the spatial basis, a(j) and s(j) the
+    spatial analysis and synthesis of j maps, and n the maps that are analysed in one go (r + k where k ≤ r,
+    else r):
+
+        both         [Uᵀ; A] φ               (r + k)·c·h·w
+                     p = D_h (Uᵀφ) D_wᵀ      a(n), a(j) = j·(h'·h·w + h'·w·w')
+        svd          Gram matrix φ·φᵀ        c²·h·w
+                     U·p, read by M_main     c·r·h'·w'
+        residual     A·U, (A·U)·p            k·c·r + k·r·h'·w'
+                     D_hᵀ (A·U·p) D_w        s(k), s(j) = j·(h'·w'·w + h·h'·w)
+        residual, all channels (k = c): no A; p is synthesised, s(r), and raised to c channels, c·r·h·w
+        principal    A·p                     k·r·h'·w', nothing for all channels (k = r)
+
+    The residual's message is A·φ − A·φ̂: but for k = c the residual is never formed as a whole. The eigenvalue
+    problem of the Gram matrix (c×c, of order c³) is no matrix product and is not counted.
+
+    Args:
+        ir_shape: `(c, h, w)`.
+        rank: r.
+        block: M.
+        keep: m.
+        basis: `svd` or `pca`.
+        k: channels of the message; 0 for none.
+        offload: the stream that the message is made from.
+    """
+    c, h, w = ir_shape
+    kept_h, kept_w = h // block * keep, w // block * keep
+    analysis = 0 if keep == block else kept_h * h * w + kept_h * w * kept_w
+    synthesis = 0 if keep == block else kept_h * kept_w * w + h * kept_h * w
+    total = rank * c * h * w
+    if basis == "svd":
+        total += c * c * h * w + c * rank * kept_h * kept_w
+    if offload == "principal" or k == 0:
+        return total + rank * analysis + (k * rank * kept_h * kept_w if k != rank else 0)
+    if k == c:
+        return total + rank * (analysis + synthesis) + c * rank * h * w
+    total += (rank + k if k <= rank else rank) * analysis + k * synthesis
+    return total + k * c * h * w + k * c * rank + k * rank * kept_h * kept_w
+
+
+def _count_on_meta(module: nn.Module, records: tuple[Tensor, ...]) -> dict[str, int]:
+    """Count without memory or arithmetic; the module's own tensors are left where they are."""
+    state: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+
+    def call(*inputs: Tensor) -> None:
+        functional_call(module, on_meta, inputs)
+
+    return _count(module, tuple(x.to("meta") for x in records), call=call)
+
+
+def _count(module: nn.Module, records: tuple[Tensor, ...], *, call: object = None) -> dict[str, int]:
+    run = call if callable(call) else module
+    # Fused inference paths, as of `nn.MultiheadAttention`, hide their products from the counter.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")
+            run(*records)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    total = counter.get_total_flops() // 2
+    prefix = f"{type(module).__name__}."
+    counts = {name.removeprefix(prefix): macs for name, macs in by_name.items() if name.startswith(prefix)}
+    return {**counts, "": total}
