@@ -114,7 +114,7 @@ def claim_of(
             f"delta of the release and its dp fits adds up to {total_delta:.4g}, at least 1"
         )
     private = [name for name, p in config.provenances.items() if p.kind == "private"]
-    covers = " for people with no record in the private fits named below" if private else ""
+    covers = f", for people with no record in the private fit of {', '.join(private)}" if private else ""
     return PrivacyClaim(
         mu=mu,
         epsilon=epsilon,
@@ -142,7 +142,7 @@ def _provenance_lines(
             lines.append(f"{name} fitted on private data: for people with a record in that fit, no claim")
         elif provenance.kind == "dp":
             lines.append(
-                f"{name} fitted with ({provenance.epsilon:.4g}, {provenance.delta:.3g})-DP, in its own unit; "
+                f"{name} fitted with ({provenance.epsilon:.4g}, {provenance.delta:.3g})-DP, taken as replace-one; "
                 f"added to the release's {mu:.4g}-GDP = ({epsilon:.4g}, {delta:.3g})-DP by basic "
                 "composition, as for people with a record in it"
             )

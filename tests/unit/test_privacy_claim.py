@@ -70,7 +70,7 @@ def test_no_noise_claims_nothing():
 
 def test_a_private_fit_leaves_its_people_out():
     claim = claim_of(config(sigma=SIGMA, backbone=Provenance(kind="private")))
-    assert "for people with no record" in claim.claim
+    assert claim.claim.endswith("replace-one, for people with no record in the private fit of backbone")
     assert any("backbone" in line and "no claim" in line for line in claim.conditions)
 
 
