@@ -142,8 +142,8 @@ def _provenance_lines(
             lines.append(f"{name} fitted on private data: for people with a record in that fit, no claim")
         elif provenance.kind == "dp":
             lines.append(
-                f"{name} fitted with ({provenance.epsilon:.4g}, {provenance.delta:.3g})-DP, taken as replace-one; "
-                f"added to the release's {mu:.4g}-GDP = ({epsilon:.4g}, {delta:.3g})-DP by basic "
+                f"{name} fitted with ({provenance.epsilon:.4g}, {provenance.delta:.3g})-DP, taken as "
+                f"replace-one; added to the release's {mu:.4g}-GDP = ({epsilon:.4g}, {delta:.3g})-DP by basic "
                 "composition, as for people with a record in it"
             )
     return tuple(lines)
