@@ -143,8 +143,8 @@ def _provenance_lines(
         elif provenance.kind == "dp":
             lines.append(
                 f"{name} fitted with ({provenance.epsilon:.4g}, {provenance.delta:.3g})-DP, taken as "
-                f"replace-one; added to the release's {mu:.4g}-GDP = ({epsilon:.4g}, {delta:.3g})-DP by basic "
-                "composition, as for people with a record in it"
+                f"replace-one; added to the release's {mu:.4g}-GDP = ({epsilon:.4g}, {delta:.3g})-DP by "
+                "basic composition, as for people with a record in it"
             )
     return tuple(lines)
 
