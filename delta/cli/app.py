@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import ParamSpec
 
-import click
 import typer
 
 from delta.cli import bench, demo, export, infer, plan, serve
@@ -14,6 +16,45 @@ from delta.cli.output import complain
 from delta.errors import DeltaError, InternalError, spec_of
 
 __all__ = ["app", "main"]
+
+P = ParamSpec("P")
+
+
+def _guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors become one line on standard error and the exit code of the catalog."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except DeltaError as error:
+            _fail(str(error), spec_of(error).exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            # The reader of our output has gone; what is left to flush goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except MemoryError:
+            _fail("out of memory; use a smaller batch, image or model", spec_of(InternalError).exit_code)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            # A defect. Its text and trace may hold private values: they are shown only where asked for.
+            if os.environ.get("DELTA_TRACEBACK") == "1":
+                traceback.print_exc()
+            kind = type(error).__name__
+            _fail(
+                f"internal error ({kind}); set DELTA_TRACEBACK=1 to see where, and report it",
+                spec_of(InternalError).exit_code,
+            )
+
+    return run
+
+
+def _fail(message: str, code: int) -> None:
+    complain(message)
+    raise typer.Exit(code)
+
 
 app = typer.Typer(
     name="delta",
@@ -23,42 +64,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.demo)
-app.command("plan")(plan.plan)
-app.command("check")(plan.check)
-app.command("serve")(serve.serve)
-app.command("infer")(infer.infer)
-app.command("export")(export.export)
-app.add_typer(bench.app, name="bench")
+for command in (demo.demo, plan.plan, plan.check, serve.serve, infer.infer, export.export):
+    app.command(command.__name__)(_guarded(command))
+_bench = typer.Typer(help="Measure Delta on this machine.", no_args_is_help=True)
+_bench.command("micro")(_guarded(bench.micro))
+app.add_typer(_bench, name="bench")
 
 
 def main() -> None:
     """Entry point of `delta` and `delta-split`."""
-    try:
-        status = app(standalone_mode=False)
-    except DeltaError as error:
-        complain(str(error))
-        status = spec_of(error).exit_code
-    except click.exceptions.Abort:
-        complain("interrupted")
-        status = 130
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except KeyboardInterrupt:
-        complain("interrupted")
-        status = 130
-    except BrokenPipeError:
-        # The reader of our output has gone; what is left to flush goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except MemoryError:
-        complain("out of memory; use a smaller batch, image or model")
-        status = spec_of(InternalError).exit_code
-    except Exception as error:
-        # A defect. The trace may hold private values, so it is shown only where it is asked for.
-        if os.environ.get("DELTA_TRACEBACK") == "1":
-            traceback.print_exc()
-        complain(f"internal error ({type(error).__name__}); set DELTA_TRACEBACK=1 to see where, and report it")
-        status = spec_of(InternalError).exit_code
-    sys.exit(status if isinstance(status, int) else 0)
+    app()

@@ -33,7 +33,6 @@ def infer(
     from delta.data.images import find_images, load_image
     from delta.errors import CloudUnavailableError
     from delta.release.ids import RecordIds
-    from delta.training.private_stage import preprocess
     from delta_client import Client
 
     loaded = load_bundle(bundle)
@@ -41,7 +40,7 @@ def infer(
     files = find_images(paths)
     channels, height, width = spec.shape
     images = torch.stack([load_image(path, channels=channels, size=(height, width)) for path in files])
-    records = preprocess(images, spec)
+    records = spec.preprocess(images)
     key = noise_key_of(bundle, noise_key) if loaded.manifest.release and loaded.manifest.release.sigma else None
 
     rows: list[dict[str, Any]] = []

@@ -25,22 +25,24 @@ def serve(
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once listening.")] = None,
 ) -> None:
     """Serve the cloud part of bundles over gRPC. The private half of a bundle is never read."""
-    from delta_server.config import ServerConfig
-    from delta_server.main import run
+    from delta_server.app import run
+    from delta_server.config import ServerConfig, parse_listen
 
+    host, port = parse_listen(listen)
     run(
         ServerConfig.parse(
             {
-                "bundles": tuple(str(path) for path in bundle),
-                "listen": listen,
+                "bundles": tuple(bundle),
+                "host": host,
+                "port": port,
                 "device": device,
                 "max_batch": max_batch,
                 "max_delay_ms": max_delay_ms,
-                "queue": queue,
+                "queue_records": queue,
                 "threads": threads,
-                "allow": tuple(allow or ()),
+                "allow": frozenset(allow or ()),
                 "plugins": tuple(plugin or ()),
-                "port_file": str(port_file) if port_file else None,
+                "port_file": port_file,
             },
             what="delta serve",
         )

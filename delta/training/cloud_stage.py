@@ -29,7 +29,8 @@ from delta.release.config import (
 from delta.release.ids import RecordIds
 from delta.release.message import MessageMap
 from delta.release.noise import NoiseKey
-from delta.release.releaser import Releaser, component_hash
+from delta.release.components import component_hash
+from delta.release.releaser import Releaser
 from delta.training.cache import WeightCache
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, fit, logits_of, quiet
@@ -77,14 +78,9 @@ class CloudStage:
 
 def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConfig, PrivateParts]:
     """The release configuration of a run, and the private modules that carry it out."""
-    channels = stage.split.ir_shape[0]
-    height, width = stage.split.ir_shape[1:]
+    channels, height, width = stage.split.ir_shape
     if config.offload == "principal":
-        channels, height, width = (
-            config.rank,
-            stage.decomposer.spatial.height_kept,
-            stage.decomposer.spatial.width_kept,
-        )
+        channels, height, width = stage.decomposer.principal_shape
     kind = config.message or ("channel-mean" if config.offload == "residual" else "all-channels")
     if (kind == "projection") != (config.channels is not None):
         raise ConfigError("message 'projection' needs channels (k), and no other message map takes them")
@@ -99,6 +95,7 @@ def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConf
         basis=BasisConfig(
             kind=config.basis,
             rank=config.rank,
+            algorithm=config.algorithm,
             component=Component(
                 hash=component_hash(stage.decomposer.state_dict()), provenance=stage.basis_provenance
             ),
@@ -290,7 +287,7 @@ def _private_path(parts: PrivateParts, release: ReleaseConfig) -> Callable[[Tens
         with torch.no_grad():
             phi = parts.backbone(record)
             if release.offload == "residual":
-                decomposition, message = parts.decomposer.decompose_and_map(phi, parts.message.matrix)
+                decomposition, message = parts.decomposer.decompose_and_map(phi, parts.message.weight)
             else:
                 decomposition = parts.decomposer(phi)
                 message = parts.message(decomposition.principal)

@@ -53,6 +53,7 @@ class TrainConfig(Strict):
         name: of the bundle.
         rank: r of the channel basis.
         basis: `pca` (one for all, on seeded synthetic images) or `svd` a record.
+        algorithm: of `svd`: `exact` or `approximate`.
         block: M of the spatial basis; none takes the largest of 16, 14, 8, 7, 4, 2 that divides the IR.
         keep: m of the spatial basis; none takes half of the block.
         offload: the stream that feeds the release.
@@ -76,6 +77,7 @@ class TrainConfig(Strict):
     name: str = Field(default="delta", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     rank: int = Field(default=8, ge=1)
     basis: Literal["pca", "svd"] = "pca"
+    algorithm: Literal["exact", "approximate"] = "exact"
     block: int | None = Field(default=None, ge=1)
     keep: int | None = Field(default=None, ge=1)
     offload: Literal["residual", "principal"] = "residual"

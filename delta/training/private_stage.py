@@ -37,7 +37,7 @@ class Labelled:
     @classmethod
     def of(cls, data: Dataset, spec: InputSpec) -> Labelled:
         """Preprocess a data set."""
-        return cls(preprocess(data.images, spec), data.labels, data.ids, data.subjects)
+        return cls(spec.preprocess(data.images), data.labels, data.ids, data.subjects)
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,6 @@ class PrivateStage:
 def input_spec(shape: tuple[int, int, int]) -> InputSpec:
     """Preprocessing by constants: statistics of private images would be part of the release configuration."""
     return InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
-
-
-def preprocess(images: Tensor, spec: InputSpec) -> Tensor:
-    """(value − mean)/std a channel; images `[n, c, h, w]` in [0, 1]."""
-    mean = torch.tensor(spec.mean)[:, None, None]
-    std = torch.tensor(spec.std)[:, None, None]
-    return (images - mean) / std
 
 
 def crop_of(config: TrainConfig, ir_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -137,7 +130,7 @@ def train_private_stage(
         main = build_main(
             layout=config.main.layout,
             in_channels=decomposer.main_channels,
-            size=(decomposer.spatial.height_kept, decomposer.spatial.width_kept),
+            size=decomposer.main_shape[1:],
             classes=parts.classes,
             max_macs=config.main.max_macs,
             rank=config.rank if config.main.layout == "authors" else None,
@@ -204,12 +197,14 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
         device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
         with torch.no_grad():
-            samples = backbone(preprocess(images, input_spec(parts.input_shape)).to(device))
+            samples = backbone(input_spec(parts.input_shape).preprocess(images).to(device))
         basis = pca_basis(samples.float().cpu(), config.rank)
         note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
     else:
-        start = iteration_start(channels, config.rank, seed=config.seed)
-        note = "computed from each record; the iteration's start is seeded"
+        note = "computed from each record alone"
+        if config.algorithm == "approximate":
+            start = iteration_start(channels, config.rank, seed=config.seed)
+            note += ", the iteration's start is seeded"
     decomposer = Decomposer(
         channels=channels,
         height=height,
@@ -218,6 +213,7 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         block=block,
         keep=keep,
         kind=config.basis,
+        algorithm=config.algorithm,
         basis=basis,
         start=start,
     )

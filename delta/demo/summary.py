@@ -1,0 +1,128 @@
+"""The demonstration's figures as JSON and as the lines of a table. Every one was measured in this run (I8)."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from delta.demo.experiment import DemoResult, Row
+
+__all__ = ["ROW_TITLES", "headline", "row_title", "summarise", "verdict"]
+
+ROW_TITLES = {"residual": "residual, no noise", "principal": "--offload principal, no noise"}
+
+
+def row_title(row: Row) -> str:
+    """What a row is, in a few words."""
+    if row.config.noise != "none":
+        return f"{row.config.offload}, ε = {row.config.noise.epsilon:g} a release"
+    return f"{ROW_TITLES[row.config.offload]} (empirical obfuscation)"
+
+
+def summarise(result: DemoResult) -> dict[str, Any]:
+    """`summary.json`: the main row's figures, the other rows under `rows`."""
+    rows = {name: _figures(row) for name, row in result.rows.items()}
+    main = result.rows["main"]
+    return {
+        "dataset": result.data.train.name,
+        "records": len(result.test.y),
+        "training_records": len(result.data.train.labels),
+        "tee": "simulated",
+        **rows.pop("main"),
+        "rows": rows,
+        "verdict": verdict(main),
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "batch": "32 records a request" if len(result.test.y) >= 32 else f"{len(result.test.y)} records",
+        },
+    }
+
+
+def verdict(row: Row) -> str:
+    """In plain words: was the cloud worth it?"""
+    alone, delta = row.controls.main_alone, row.delta_accuracy
+    if not row.cloud_helps:
+        return (
+            f"The cloud is not worth it here: Delta {delta:.1f} %, its main model alone {alone:.1f} %; "
+            "the difference is within chance."
+        )
+    return (
+        f"The cloud adds {delta - alone:.1f} points to the main model ({alone:.1f} % to {delta:.1f} %), and from "
+        f"the same bits it guesses {row.leakage.cloud_label_accuracy:.0f} % of the labels "
+        f"(prior {row.leakage.prior:.0f} %) and matches {row.leakage.match.top1:.0f} % of the images among "
+        f"{row.leakage.match.candidates:,} candidates."
+    )
+
+
+def headline(result: DemoResult) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the printed table: one column a row of the experiment."""
+    rows = list(result.rows.values())
+    columns = ["", *(row_title(row) for row in rows)]
+
+    def line(name: str, *values: str) -> list[str]:
+        return [name, *values]
+
+    return columns, [
+        line("whole model, all private", *(f"{r.controls.private_only:.1f} %" for r in rows)),
+        line("main model alone", *(f"{r.controls.main_alone:.1f} %" for r in rows)),
+        line("Delta", *(f"{r.delta_accuracy:.1f} %" for r in rows)),
+        line("  control: random bits", *(f"{r.controls.random_bits:.1f} %" for r in rows)),
+        line("  control: noiseless bits", *(f"{r.controls.noiseless_bits:.1f} %" for r in rows)),
+        line("α", *(f"{r.stage.fusion.alpha:.2f}" for r in rows)),
+        line("private / cloud / wall ms a record", *(_times(r) for r in rows)),
+        line("bytes a record, up / down", *(f"{r.bytes_up:.1f} / {r.bytes_down:.1f}" for r in rows)),
+        line("claim", *("none" if r.claim.epsilon is None else f"ε = {r.claim.epsilon:.2f}" for r in rows)),
+        line("  unit", *(r.claim.unit for r in rows)),
+        line("  ceiling", *(_ceiling(r) for r in rows)),
+        line("leak: cloud guesses the label", *(_guess(r) for r in rows)),
+        line("leak: matched among candidates", *(f"{r.leakage.match.top1:.1f} %" for r in rows)),
+        line("leak: decoder SSIM (floor)", *(f"{r.leakage.ssim:.2f} ({r.leakage.ssim_floor:.2f})" for r in rows)),
+    ]
+
+
+def _times(row: Row) -> str:
+    return f"{row.private_ms:.2f} / {row.cloud_ms:.2f} / {row.wall_ms:.2f}"
+
+
+def _ceiling(row: Row) -> str:
+    return "none" if row.claim.ceiling_bits is None else f"{row.claim.ceiling_bits:.2f} bits"
+
+
+def _guess(row: Row) -> str:
+    return f"{row.leakage.cloud_label_accuracy:.1f} % (prior {row.leakage.prior:.0f} %)"
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    controls = row.controls
+    return {
+        "title": row_title(row),
+        "offload": row.config.offload,
+        "accuracy": {
+            "private_only": controls.private_only,
+            "main_alone": controls.main_alone,
+            "delta": row.delta_accuracy,
+            "random_bits": controls.random_bits,
+            "noiseless_bits": controls.noiseless_bits,
+        },
+        "cloud_helps": row.cloud_helps,
+        "alpha": row.stage.fusion.alpha,
+        "certified_fraction": row.certified,
+        "fallbacks": row.fallbacks,
+        "bytes_per_record": {"up": row.bytes_up, "down": row.bytes_down},
+        "ms_per_record": {"private": row.private_ms, "cloud": row.cloud_ms, "wall": row.wall_ms},
+        "privacy": {**row.claim.to_json(), "conditions": list(row.claim.conditions), "person": row.claim.person_level},
+        "leakage": {
+            "cloud_label_accuracy": row.leakage.cloud_label_accuracy,
+            "label_prior": row.leakage.prior,
+            "match_top1": row.leakage.match.top1,
+            "match_candidates": row.leakage.match.candidates,
+            "match_median_rank": row.leakage.match.median_rank,
+            "ssim": row.leakage.ssim,
+            "ssim_floor": row.leakage.ssim_floor,
+        },
+        "releases": {"training": row.stage.releases, "test": len(row.payloads)},
+    }
