@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "record_and_noise"]
+__all__ = ["blank_record", "evaluating", "record_and_noise"]
 
 
 @contextmanager
@@ -22,6 +22,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def blank_record(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """One record of zeros `[1, …]` of the dtype and on the device of a model's first floating tensor."""
+    state = [*model.parameters(), *model.buffers()]
+    like = next((tensor for tensor in state if tensor.is_floating_point()), torch.zeros(()))
+    return torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
 
 
 def record_and_noise(example: Tensor, *, records: int = 3) -> Tensor:

@@ -95,7 +95,8 @@ class ResNet(nn.Module):
         _check(blocks=blocks, classes=classes, in_channels=in_channels, width=width)
         if stem not in ("cifar", "imagenet") or activation not in ("relu", "prelu"):
             raise ModelError(
-                f"stem must be 'cifar' or 'imagenet', activation 'relu' or 'prelu', got {stem!r}, {activation!r}"
+                f"stem must be 'cifar' or 'imagenet', activation 'relu' or 'prelu', "
+                f"got {stem!r}, {activation!r}"
             )
         self.target = ""
         self.arguments: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from delta.models.tracing import Cut, find_cut
 if TYPE_CHECKING:
     from delta.models.plan import Plan
 
-__all__ = ["Parts", "SplitPoint", "check_cut", "close", "split", "split_points"]
+__all__ = ["Parts", "SplitPoint", "all_parts", "check_cut", "close", "split", "split_points"]
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,12 @@ def check_cut(cut: Cut, model: nn.Module, probe: Tensor) -> tuple[tuple[int, int
             "body(backbone(x)) differs from model(x): an in-place operation, state or randomness is at work"
         )
         return Obstacle(cut.at, reason, "write that operation out of place, or split at another module")
-    alone = torch.cat([cut.backbone(record) for record in torch.split(probe, 1)])
-    if alone.shape != inner.shape or not close(alone, inner):
+    if not close(cut.backbone(probe[:1]), inner[:1]):
         reason = "before it the records of a batch are mixed: a record alone gives another IR than in a batch"
         return Obstacle(
             cut.at, reason, "remove what mixes records (batch statistics, sizes written into the code)"
         )
-    answers = torch.cat([cut.body(record) for record in torch.split(inner, 1)])
-    if answers.shape != expected.shape or not close(answers, expected):
+    if not close(cut.body(inner[:1]), expected[:1]):
         reason = (
             "behind it the records of a batch are mixed: a record alone gets other logits than in a batch"
         )
@@ -220,17 +218,27 @@ def split_points(model: nn.Module, example: Tensor) -> list[SplitPoint]:
         model: the whole model.
         example: records `[n, channels, height, width]`.
     """
+    return [SplitPoint(parts.at, parts.ir_shape) for parts in all_parts(model, example)]
+
+
+def all_parts(model: nn.Module, example: Tensor) -> Iterator[Parts]:
+    """Split a model at each of its split points in turn; the parts have no architecture.
+
+    Args:
+        model: the whole model.
+        example: records `[n, channels, height, width]`.
+    """
     probe = record_and_noise(example, records=2)
-    points = []
+    channels, height, width = example.shape[1:]
     with evaluating(model):
-        for at in _candidates(model, probe):
+        names = _candidates(model, probe)
+    for at in names:
+        with evaluating(model):
             cut = find_cut(model, at)
-            if isinstance(cut, Obstacle):
-                continue
-            checked = check_cut(cut, model, probe)
-            if not isinstance(checked, Obstacle):
-                points.append(SplitPoint(at, checked[0]))
-    return points
+            checked = cut if isinstance(cut, Obstacle) else check_cut(cut, model, probe)
+        if isinstance(cut, Cut) and not isinstance(checked, Obstacle):
+            ir_shape, classes = checked
+            yield Parts(model, cut.backbone, cut.body, at, (channels, height, width), ir_shape, classes, None)
 
 
 def _candidates(model: nn.Module, probe: Tensor) -> list[str]:

@@ -168,7 +168,7 @@ def _main_stem() -> str:
 
 
 def _build_quietly(build: Callable[..., Any], arguments: Mapping[str, Any]) -> object:
-    """Build on the meta device (no memory, no random numbers), else for real, the caller's generator untouched."""
+    """Build on the meta device (no memory, no random numbers), else for real beside the caller's RNG."""
     try:
         with torch.device("meta"):
             return build(**arguments)
