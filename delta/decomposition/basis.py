@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
 __all__ = [
@@ -28,10 +29,10 @@ __all__ = [
 Algorithm = Literal["exact", "approximate"]
 
 ITERATIONS = 3
-"""Subspace iterations of `approximate`. With 4 spare directions the residual of a convolutional stem's IR is
-0.2 % above the optimum; without spare directions 3 iterations leave it 4 % above."""
+"""Subspace iterations of `approximate`. With 2 spare directions they leave a residual 0.4 to 0.9 % above the
+optimum on a convolutional stem's IR; without spare directions 4 % above, with 4 spare 0.1 to 0.2 %."""
 
-OVERSAMPLING = 4
+OVERSAMPLING = 2
 """Spare directions that the iteration carries and drops at the end."""
 
 _TRACE_LOW, _TRACE_HIGH = 1e-24, 1e30  # outside, a float32 Gram matrix has lost digits to under- or overflow
@@ -85,9 +86,9 @@ def svd_basis(phi: Tensor, rank: int, algorithm: Algorithm = "exact", start: Ten
         )
     frame = start.to(gram).expand(gram.shape[0], -1, -1)
     for _ in range(ITERATIONS):
-        frame = torch.linalg.qr(torch.bmm(gram, frame)).Q
-    small = torch.bmm(frame.mT, torch.bmm(gram, frame))
-    return _fix_signs(torch.bmm(frame, _leading(small, rank)))
+        frame = torch.linalg.qr(record_bmm(gram, frame)).Q
+    small = record_bmm(frame.mT, record_bmm(gram, frame))
+    return _fix_signs(record_bmm(frame, _leading(small, rank)))
 
 
 @torch.no_grad()
@@ -176,17 +177,28 @@ def _gram(x: Tensor) -> Tensor:
     Records whose squares leave the range of the type are scaled by their own largest entry first; the others
     are not touched, so that no record sees its neighbours.
     """
-    gram = torch.bmm(x, x.mT)
+    gram = _symmetric_product(x)
     trace = gram.diagonal(dim1=1, dim2=2).sum(-1)
-    bad = ~((trace >= _TRACE_LOW) & (trace <= _TRACE_HIGH))
-    if bool(bad.any()):
-        rows = bad.nonzero()[:, 0]
-        wild = x[rows].to(torch.float64)
-        if not bool(wild.isfinite().all()):
-            raise InputError("an IR holds NaN or infinite values; check the input and the backbone")
-        peak = wild.abs().amax((1, 2), keepdim=True)
-        wild = wild / torch.where(peak > 0, peak, 1.0)
-        gram = gram.index_copy(0, rows, torch.bmm(wild, wild.mT).to(gram.dtype))
+    if not len(trace) or bool(((trace > _TRACE_LOW) & (trace < _TRACE_HIGH)).all()):
+        return gram
+    rows = (~((trace > _TRACE_LOW) & (trace < _TRACE_HIGH))).nonzero()[:, 0]
+    wild = x[rows].to(torch.float64)
+    if not bool(wild.isfinite().all()):
+        raise InputError("an IR holds NaN or infinite values; check the input and the backbone")
+    peak = wild.abs().amax((1, 2), keepdim=True)
+    wild = wild / torch.where(peak > 0, peak, 1.0)
+    return gram.index_copy(0, rows, record_bmm(wild, wild.mT).to(gram.dtype))
+
+
+def _symmetric_product(x: Tensor) -> Tensor:
+    """X Xᵀ by strips of rows, each computed from the diagonal on and mirrored: 5/8 of the work at c = 64."""
+    channels = x.shape[1]
+    strip = max(16, -(-channels // 4))
+    gram = x.new_empty(x.shape[0], channels, channels)
+    for top in range(0, channels, strip):
+        end = min(top + strip, channels)
+        gram[:, top:end, top:] = record_bmm(x[:, top:end], x[:, top:].mT)
+        gram[:, top:end, :top] = gram[:, :top, top:end].mT
     return gram
 
 
@@ -198,5 +210,5 @@ def _leading(symmetric: Tensor, rank: int) -> Tensor:
 
 def _fix_signs(basis: Tensor) -> Tensor:
     """Turn each column so that its entry of largest magnitude is positive."""
-    largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))
-    return basis * torch.where(largest < 0, -1.0, 1.0).to(basis.dtype)
+    low, high = torch.aminmax(basis.mT.contiguous(), dim=-1)
+    return basis * torch.where(-low > high, -1.0, 1.0).to(basis.dtype).unsqueeze(-2)

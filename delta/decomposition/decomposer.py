@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from delta.decomposition.basis import Algorithm, check_rank, iteration_start, svd_basis, working_dtype
 from delta.decomposition.dct import SpatialBasis
+from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
 __all__ = ["Decomposer", "Decomposition"]
@@ -43,8 +44,9 @@ class Decomposer(nn.Module):
     """The decomposition of one IR shape.
 
     Results are float32, or float64 for float64 input: a bfloat16 φ is widened first, which loses nothing.
-    Gradients flow through the coefficients p, never through U. On a CPU a record's result is the same, bit by
-    bit, in every batch.
+    Gradients flow through the coefficients p, never through U. A record's result does not depend on its
+    batch: on a CPU it is the same, bit by bit, where the maps that a record holds fill whole multiples of 64
+    bytes (32² cropped to 16² does, 14² cropped to 7² does not), and the same up to rounding elsewhere.
 
     Args:
         channels: c.
@@ -99,8 +101,12 @@ class Decomposer(nn.Module):
         self.rank, self.block, self.keep = rank, block, keep
         self.kind, self.algorithm = kind, algorithm
         self.spatial = SpatialBasis(height=height, width=width, block=block, keep=keep)
-        self.register_buffer("basis", None if basis is None else basis.detach().clone())
-        self.register_buffer("start", None if start is None else start.detach().clone())
+        self.register_buffer(
+            "basis", None if basis is None else basis.detach().clone(memory_format=torch.contiguous_format)
+        )
+        self.register_buffer(
+            "start", None if start is None else start.detach().clone(memory_format=torch.contiguous_format)
+        )
 
     @property
     def main_channels(self) -> int:
@@ -129,7 +135,7 @@ class Decomposer(nn.Module):
         with _no_autocast(phi):
             x = self._flat(phi)
             basis = self._basis_of(x)
-            return Decomposition(self._principal(_apply(basis.mT, x)), basis)
+            return Decomposition(self._principal(record_bmm(basis.mT, x)), basis)
 
     def decompose_and_map(self, phi: Tensor, weight: Tensor | None) -> tuple[Decomposition, Tensor]:
         """Decompose, and map the residual's channels, without ever holding the residual.
@@ -156,11 +162,11 @@ class Decomposer(nn.Module):
             rows = weight.to(x)
             if basis.dim() == 3:
                 rows = rows.expand(basis.shape[0], -1, -1)
-            both = _apply(torch.cat([basis.mT, rows], -2), x)  # [b, r + k, hw]
+            both = record_bmm(torch.cat([basis.mT, rows], -2), x)  # [b, r + k, hw]
             # A slice has to be copied before a batched product: while k is small, k maps more are cheaper.
             heads = both if len(weight) <= self.rank else both[:, : self.rank]
             principal = self._principal(heads)[:, : self.rank].contiguous()
-            kept = _maps(_apply(rows @ basis, principal.flatten(2)), self.spatial.kept)  # [b, k, h', w']
+            kept = _maps(record_bmm(rows @ basis, principal.flatten(2)), self.spatial.kept)  # [b, k, h', w']
             mapped = _maps(both[:, self.rank :], self.spatial.size) - self.spatial.synthesise(kept)
             return Decomposition(principal, basis), mapped
 
@@ -168,7 +174,7 @@ class Decomposer(nn.Module):
         """φ̂ = U · D_hᵀ p D_w, `[b, c, h, w]`."""
         with _no_autocast(parts.principal):
             maps = self.spatial.synthesise(parts.principal)
-            return _maps(_apply(parts.basis, maps.flatten(2)), self.spatial.size)
+            return _maps(record_bmm(parts.basis, maps.flatten(2)), self.spatial.size)
 
     def residual(self, phi: Tensor, parts: Decomposition) -> Tensor:
         """ρ = φ − φ̂, `[b, c, h, w]`."""
@@ -179,7 +185,7 @@ class Decomposer(nn.Module):
         if self.kind == "pca":
             return parts.principal
         with _no_autocast(parts.principal):
-            return _maps(_apply(parts.basis, parts.principal.flatten(2)), self.spatial.kept)
+            return _maps(record_bmm(parts.basis, parts.principal.flatten(2)), self.spatial.kept)
 
     def _flat(self, phi: Tensor) -> Tensor:
         if tuple(phi.shape[1:]) != self.ir_shape or phi.dim() != 4:
@@ -196,15 +202,6 @@ class Decomposer(nn.Module):
 
     def _principal(self, coefficients: Tensor) -> Tensor:
         return self.spatial.analyse(_maps(coefficients, self.spatial.size))
-
-
-def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-    """`[m, c]` or `[b, m, c]` times `[b, c, n]`.
-
-    A batched product even where the matrix is shared: folding the batch into one product would copy x, and
-    would let a record's rounding depend on the size of its batch.
-    """
-    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
 
 
 def _maps(x: Tensor, size: tuple[int, int]) -> Tensor:

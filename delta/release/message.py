@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
 __all__ = ["MessageKind", "MessageMap", "message_matrix"]
@@ -91,5 +92,5 @@ class MessageMap(nn.Module):
             raise InputError(f"the message map takes [n, {self.channels}, h, w], got {list(stream.shape)}")
         if self.kind == "all-channels":
             return stream
-        rows = self.matrix.to(stream).expand(stream.shape[0], -1, -1)
-        return torch.bmm(rows, stream.flatten(2)).view(stream.shape[0], self.k, *stream.shape[2:])
+        mapped = record_bmm(self.matrix.to(stream), stream.flatten(2))
+        return mapped.view(stream.shape[0], self.k, *stream.shape[2:])

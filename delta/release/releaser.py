@@ -54,8 +54,9 @@ class Released:
 class Releaser:
     """Backbone, decomposition, message, bound, noise and packing of one release configuration.
 
-    A record's bits depend on the record, its id, the configuration and the key alone. On a CPU they are the
-    same, bit by bit, in every batch.
+    A record's bits depend on the record, its id, the configuration and the key alone, never on its batch. In
+    shapes that fill no multiple of 64 bytes (see `Decomposer`) floating-point sums may differ in the last
+    digit, and a value that lies that near its threshold may turn its bit; a memo rules that out as well.
 
     Args:
         config: the release configuration.
