@@ -6,7 +6,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +77,11 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def answer(self, raw: bytes) -> tuple[int, Any]:
-        """Parse a message; its sequence number and itself, or −1 for a notice that the server drains."""
+    def answers(self, raw: bytes) -> tuple[Sequence[tuple[int, Any]], bool]:
+        """Parse a message: its answers with their sequence numbers, and whether the server drains."""
 
     @abstractmethod
-    def outcome(self, pending: Pending, message: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
+    def outcome(self, pending: Pending, answer: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
         """Check an answer (I4) and decode it."""
 
 
@@ -134,8 +134,7 @@ class Connection:
         self._queue.append(pending)
         if self._timer is None or pending.deadline < self._timer.when():
             self._arm(pending.deadline)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._rouse()
 
     async def run(self) -> CloudError | RequestError:
         """Dial, greet and serve until the stream ends; what is unanswered then fails with the reason."""
@@ -269,27 +268,34 @@ class Connection:
             if raw is grpc.aio.EOF:
                 return await self._reason(call)
             try:
-                sequence, message = dialect.answer(raw)
+                answers, draining = dialect.answers(raw)
             except DecodeError:
                 return CloudAnswerError(
-                    "the cloud sent what is no message of the protocol; the session is ended"
+                    "the cloud sent what is no message of the protocol; session ended"
                 )
-            pending = live.pop(sequence, None)
-            if pending is not None:
-                outcome = dialect.outcome(pending, message, welcome, len(raw))
+            if draining:
+                self.accepts = False
+                self._rouse()
+            rest = len(raw)
+            for left, (sequence, answer) in zip(range(len(answers), 0, -1), answers, strict=True):
+                size = rest // left  # answers that share a message share its bytes
+                rest -= size
+                pending = live.pop(sequence, None)
+                if pending is None:
+                    if sequence >= self._issued():
+                        return CloudAnswerError(
+                            "the cloud answered what was never sent; session ended"
+                        )
+                    continue  # late: the request has expired
+                outcome = dialect.outcome(pending, answer, welcome, size)
                 if isinstance(outcome, Answer):
                     resolve(pending.future, outcome)
                 else:
                     fail(pending.future, outcome)
-            elif sequence < 0:
-                self.accepts = False
-                if self._wake is not None and not self._wake.done():
-                    self._wake.set_result(None)
-            elif sequence >= self._issued():
-                return CloudAnswerError(
-                    "the cloud answered a request that was never sent; the session is ended"
-                )
-            # Otherwise a late answer to an expired or cancelled request: of no use.
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:

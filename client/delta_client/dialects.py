@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from delta.errors import CloudAnswerError, CloudMismatchError, RequestError
@@ -60,24 +61,24 @@ class PredictDialect(Dialect):
                 f"{pending.records} records in one request; the cloud takes at most {welcome.max_records}"
             )
 
-    def answer(self, raw: bytes) -> tuple[int, Any]:
-        """First id and message."""
+    def answers(self, raw: bytes) -> tuple[Sequence[tuple[int, Any]], bool]:
+        """Answers by first id."""
         message = PredictStreamResponse.FromString(raw)
-        return (-1 if message.draining else message.first_id), message
+        return [(answer.first_id, answer) for answer in message.answers], message.draining
 
-    def outcome(self, pending: Pending, message: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
+    def outcome(self, pending: Pending, answer: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
         """Logits of the right shape, or why not."""
-        if message.HasField("failure"):
-            return error_from_failure(message.failure)
-        if message.count != pending.records:
+        if answer.HasField("failure"):
+            return error_from_failure(answer.failure)
+        if answer.count != pending.records:
             return CloudAnswerError(
-                f"the cloud answered for {message.count} records, expected {pending.records}"
+                f"the cloud answered for {answer.count} records, expected {pending.records}"
             )
         try:
-            logits = decode_logits(message.logits, count=message.count, classes=welcome.classes)
+            logits = decode_logits(answer.logits, count=answer.count, classes=welcome.classes)
         except CloudAnswerError as error:
             return error
-        return Answer({"logits": logits}, message.cloud_ms, len(pending.message), size)
+        return Answer({"logits": logits}, answer.cloud_ms, len(pending.message), size)
 
 
 class ExchangeDialect(Dialect):
@@ -117,18 +118,18 @@ class ExchangeDialect(Dialect):
                 f"{welcome.max_message_bytes}; send fewer records at a time"
             )
 
-    def answer(self, raw: bytes) -> tuple[int, Any]:
-        """Request id and message."""
+    def answers(self, raw: bytes) -> tuple[Sequence[tuple[int, Any]], bool]:
+        """Answers by request id."""
         message = ExchangeResponse.FromString(raw)
-        return (-1 if message.draining else message.request_id), message
+        return [(answer.request_id, answer) for answer in message.answers], message.draining
 
-    def outcome(self, pending: Pending, message: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
+    def outcome(self, pending: Pending, answer: Any, welcome: Welcome, size: int) -> Answer | Exception:  # noqa: ANN401
         """Tensors that match the schema, or why not."""
-        if message.HasField("failure"):
-            return error_from_failure(message.failure)
+        if answer.HasField("failure"):
+            return error_from_failure(answer.failure)
         try:
-            tensors = decode_named(message.tensors)
+            tensors = decode_named(answer.tensors)
             check_tensors(tensors, self._outputs.get(pending.op, {}), what=f"{pending.op}: answer")
         except RequestError as error:
             return CloudAnswerError(str(error))
-        return Answer(tensors, message.cloud_ms, len(pending.message), size)
+        return Answer(tensors, answer.cloud_ms, len(pending.message), size)

@@ -23,9 +23,14 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._users = 0
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self._thread = threading.Thread(target=self._run, name="delta-client", daemon=True)
         self._thread.start()
+
+    @property
+    def ident(self) -> int | None:
+        """Of the thread."""
+        return self._thread.ident
 
     @classmethod
     def acquire(cls) -> LoopThread:
@@ -55,3 +60,13 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of uvloop where that is installed, or asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

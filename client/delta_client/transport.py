@@ -39,10 +39,8 @@ class _Lane:
     After a failed dial, requests fail at once until the back-off has passed; nothing is sent twice.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, dial: Callable[[Callable[[], int]], Connection]
-    ) -> None:
-        self._loop = loop
+    def __init__(self, thread: LoopThread, dial: Callable[[Callable[[], int]], Connection]) -> None:
+        self._loop, self._ident = thread.loop, thread.ident
         self._dial = dial
         self._lock = threading.Lock()
         self._inbox: list[Pending] = []
@@ -68,7 +66,10 @@ class _Lane:
             self._inbox.append(Pending(op, future, sequence, records, message(sequence), deadline))
             wake, self._woken = not self._woken, True
         if wake:  # one wake-up for all that is submitted until the loop comes round
-            self._loop.call_soon_threadsafe(self._collect)
+            if threading.get_ident() == self._ident:  # a callback of an earlier answer
+                self._collect()
+            else:
+                self._loop.call_soon_threadsafe(self._collect)
         return future
 
     async def close(self) -> None:
@@ -245,7 +246,7 @@ class GrpcTransport:
                 greeted=self._count_handshake,
             )
 
-        return _Lane(self._thread.loop, dial)
+        return _Lane(self._thread, dial)
 
     def _count_handshake(self, up: int, down: int) -> None:
         self._handshake = (self._handshake[0] + up, self._handshake[1] + down)

@@ -26,7 +26,7 @@ from delta.v1 import session_pb2 as delta_dot_v1_dot_session__pb2
 from delta.v1 import tensor_pb2 as delta_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65lta/v1/exchange.proto\x12\x08\x64\x65lta.v1\x1a\x16\x64\x65lta/v1/session.proto\x1a\x15\x64\x65lta/v1/tensor.proto\"\x95\x01\n\x0f\x45xchangeRequest\x12\x1e\n\x05hello\x18\x01 \x01(\x0b\x32\x0f.delta.v1.Hello\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x11\n\toperation\x18\x03 \x01(\t\x12&\n\x07tensors\x18\x04 \x03(\x0b\x32\x15.delta.v1.NamedTensor\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"\xba\x01\n\x10\x45xchangeResponse\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.delta.v1.Welcome\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12&\n\x07tensors\x18\x03 \x03(\x0b\x32\x15.delta.v1.NamedTensor\x12\x10\n\x08\x63loud_ms\x18\x04 \x01(\x02\x12\"\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x11.delta.v1.Failure\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x32X\n\x0f\x45xchangeService\x12\x45\n\x08\x45xchange\x12\x19.delta.v1.ExchangeRequest\x1a\x1a.delta.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65lta/v1/exchange.proto\x12\x08\x64\x65lta.v1\x1a\x16\x64\x65lta/v1/session.proto\x1a\x15\x64\x65lta/v1/tensor.proto\"\x95\x01\n\x0f\x45xchangeRequest\x12\x1e\n\x05hello\x18\x01 \x01(\x0b\x32\x0f.delta.v1.Hello\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x11\n\toperation\x18\x03 \x01(\t\x12&\n\x07tensors\x18\x04 \x03(\x0b\x32\x15.delta.v1.NamedTensor\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"s\n\x10\x45xchangeResponse\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.delta.v1.Welcome\x12)\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x18.delta.v1.ExchangeAnswer\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"\x82\x01\n\x0e\x45xchangeAnswer\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12&\n\x07tensors\x18\x02 \x03(\x0b\x32\x15.delta.v1.NamedTensor\x12\x10\n\x08\x63loud_ms\x18\x03 \x01(\x02\x12\"\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x11.delta.v1.Failure2X\n\x0f\x45xchangeService\x12\x45\n\x08\x45xchange\x12\x19.delta.v1.ExchangeRequest\x1a\x1a.delta.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXCHANGEREQUEST']._serialized_start=85
   _globals['_EXCHANGEREQUEST']._serialized_end=234
-  _globals['_EXCHANGERESPONSE']._serialized_start=237
-  _globals['_EXCHANGERESPONSE']._serialized_end=423
-  _globals['_EXCHANGESERVICE']._serialized_start=425
-  _globals['_EXCHANGESERVICE']._serialized_end=513
+  _globals['_EXCHANGERESPONSE']._serialized_start=236
+  _globals['_EXCHANGERESPONSE']._serialized_end=351
+  _globals['_EXCHANGEANSWER']._serialized_start=354
+  _globals['_EXCHANGEANSWER']._serialized_end=484
+  _globals['_EXCHANGESERVICE']._serialized_start=486
+  _globals['_EXCHANGESERVICE']._serialized_end=574
 # @@protoc_insertion_point(module_scope)

@@ -62,21 +62,47 @@ class ExchangeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WELCOME_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TENSORS_FIELD_NUMBER: _builtins.int
-    CLOUD_MS_FIELD_NUMBER: _builtins.int
-    FAILURE_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.int
-    """The request that this answers."""
-    cloud_ms: _builtins.float
-    """Time that the cloud computed for the batch in which the request rode, in milliseconds."""
     draining: _builtins.bool
     """As in PredictStreamResponse."""
     @_builtins.property
     def welcome(self) -> _session_pb2.Welcome:
-        """Only in the first message."""
+        """Only in the first message, alone."""
 
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExchangeAnswer]:
+        """What was finished since the last message, in the order in which it was."""
+
+    def __init__(
+        self,
+        *,
+        welcome: _session_pb2.Welcome | None = ...,
+        answers: _abc.Iterable[Global___ExchangeAnswer] | None = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "draining", b"draining", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
+
+@_typing.final
+class ExchangeAnswer(_message.Message):
+    """The answer to one ExchangeRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    CLOUD_MS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """As in the request."""
+    cloud_ms: _builtins.float
+    """Time that the cloud computed for the batch in which the request rode, in milliseconds."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]: ...
     @_builtins.property
@@ -84,17 +110,15 @@ class ExchangeResponse(_message.Message):
     def __init__(
         self,
         *,
-        welcome: _session_pb2.Welcome | None = ...,
         request_id: _builtins.int = ...,
         tensors: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         cloud_ms: _builtins.float = ...,
         failure: _session_pb2.Failure | None = ...,
-        draining: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_ms", b"cloud_ms", "draining", b"draining", "failure", b"failure", "request_id", b"request_id", "tensors", b"tensors", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_ms", b"cloud_ms", "failure", b"failure", "request_id", b"request_id", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
+Global___ExchangeAnswer: _TypeAlias = ExchangeAnswer  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from delta.v1 import session_pb2 as delta_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65lta/v1/inference.proto\x12\x08\x64\x65lta.v1\x1a\x16\x64\x65lta/v1/session.proto\"k\n\x0ePredictRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\"\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x11.delta.v1.Binding\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x62its\x18\x04 \x01(\x0c\"3\n\x0fPredictResponse\x12\x0e\n\x06logits\x18\x01 \x01(\x0c\x12\x10\n\x08\x63loud_ms\x18\x02 \x01(\x02\"z\n\x14PredictStreamRequest\x12\x1e\n\x05hello\x18\x01 \x01(\x0b\x32\x0f.delta.v1.Hello\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x62its\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"\xb4\x01\n\x15PredictStreamResponse\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.delta.v1.Welcome\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0e\n\x06logits\x18\x04 \x01(\x0c\x12\x10\n\x08\x63loud_ms\x18\x05 \x01(\x02\x12\"\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x11.delta.v1.Failure\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x32\xa8\x01\n\x10InferenceService\x12>\n\x07Predict\x12\x18.delta.v1.PredictRequest\x1a\x19.delta.v1.PredictResponse\x12T\n\rPredictStream\x12\x1e.delta.v1.PredictStreamRequest\x1a\x1f.delta.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65lta/v1/inference.proto\x12\x08\x64\x65lta.v1\x1a\x16\x64\x65lta/v1/session.proto\"k\n\x0ePredictRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\"\n\x07\x62inding\x18\x02 \x01(\x0b\x32\x11.delta.v1.Binding\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x62its\x18\x04 \x01(\x0c\"3\n\x0fPredictResponse\x12\x0e\n\x06logits\x18\x01 \x01(\x0c\x12\x10\n\x08\x63loud_ms\x18\x02 \x01(\x02\"z\n\x14PredictStreamRequest\x12\x1e\n\x05hello\x18\x01 \x01(\x0b\x32\x0f.delta.v1.Hello\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04\x62its\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\"u\n\x15PredictStreamResponse\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.delta.v1.Welcome\x12&\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x15.delta.v1.ChunkAnswer\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"t\n\x0b\x43hunkAnswer\x12\x10\n\x08\x66irst_id\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0e\n\x06logits\x18\x03 \x01(\x0c\x12\x10\n\x08\x63loud_ms\x18\x04 \x01(\x02\x12\"\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x11.delta.v1.Failure2\xa8\x01\n\x10InferenceService\x12>\n\x07Predict\x12\x18.delta.v1.PredictRequest\x1a\x19.delta.v1.PredictResponse\x12T\n\rPredictStream\x12\x1e.delta.v1.PredictStreamRequest\x1a\x1f.delta.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE']._serialized_end=222
   _globals['_PREDICTSTREAMREQUEST']._serialized_start=224
   _globals['_PREDICTSTREAMREQUEST']._serialized_end=346
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=349
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=529
-  _globals['_INFERENCESERVICE']._serialized_start=532
-  _globals['_INFERENCESERVICE']._serialized_end=700
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=348
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=465
+  _globals['_CHUNKANSWER']._serialized_start=467
+  _globals['_CHUNKANSWER']._serialized_end=583
+  _globals['_INFERENCESERVICE']._serialized_start=586
+  _globals['_INFERENCESERVICE']._serialized_end=754
 # @@protoc_insertion_point(module_scope)

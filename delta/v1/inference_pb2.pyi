@@ -3,9 +3,11 @@
 isort:skip_file
 The hot path: packed bits in, logits out."""
 
+from collections import abc as _abc
 from delta.v1 import session_pb2 as _session_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -115,41 +117,65 @@ class PredictStreamResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WELCOME_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    draining: _builtins.bool
+    """The server is about to stop: what was sent is still answered; send no more and close the sending side."""
+    @_builtins.property
+    def welcome(self) -> _session_pb2.Welcome:
+        """Only in the first message, alone."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkAnswer]:
+        """What was finished since the last message, in the order in which it was."""
+
+    def __init__(
+        self,
+        *,
+        welcome: _session_pb2.Welcome | None = ...,
+        answers: _abc.Iterable[Global___ChunkAnswer] | None = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "draining", b"draining", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamResponse: _TypeAlias = PredictStreamResponse  # noqa: Y015
+
+@_typing.final
+class ChunkAnswer(_message.Message):
+    """The answer to one PredictStreamRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     FIRST_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     CLOUD_MS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
-    DRAINING_FIELD_NUMBER: _builtins.int
     first_id: _builtins.int
-    """The chunk that this answers."""
+    """As in the request."""
     count: _builtins.int
     logits: _builtins.bytes
     """As in PredictResponse; empty when `failure` is set."""
     cloud_ms: _builtins.float
-    draining: _builtins.bool
-    """The server is about to stop: what was sent is still answered; send no more and close the sending side."""
-    @_builtins.property
-    def welcome(self) -> _session_pb2.Welcome:
-        """Only in the first message."""
-
     @_builtins.property
     def failure(self) -> _session_pb2.Failure: ...
     def __init__(
         self,
         *,
-        welcome: _session_pb2.Welcome | None = ...,
         first_id: _builtins.int = ...,
         count: _builtins.int = ...,
         logits: _builtins.bytes = ...,
         cloud_ms: _builtins.float = ...,
         failure: _session_pb2.Failure | None = ...,
-        draining: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_ms", b"cloud_ms", "count", b"count", "draining", b"draining", "failure", b"failure", "first_id", b"first_id", "logits", b"logits", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_ms", b"cloud_ms", "count", b"count", "failure", b"failure", "first_id", b"first_id", "logits", b"logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PredictStreamResponse: _TypeAlias = PredictStreamResponse  # noqa: Y015
+Global___ChunkAnswer: _TypeAlias = ChunkAnswer  # noqa: Y015

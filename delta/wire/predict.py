@@ -7,6 +7,7 @@ from torch import Tensor
 
 from delta.errors import CloudAnswerError, RequestError
 from delta.v1.inference_pb2 import (
+    ChunkAnswer,
     PredictRequest,
     PredictResponse,
     PredictStreamRequest,
@@ -15,11 +16,12 @@ from delta.v1.inference_pb2 import (
 from delta.wire.tensors import tensor_bytes, tensor_from_bytes
 
 __all__ = [
+    "ChunkAnswer",
     "PredictRequest",
     "PredictResponse",
     "PredictStreamRequest",
     "PredictStreamResponse",
-    "decode_bits",
+    "check_bits",
     "decode_logits",
     "encode_bits",
 ]
@@ -37,10 +39,8 @@ def encode_bits(bits: Tensor, *, payload_bytes: int) -> bytes:
     return tensor_bytes(bits)
 
 
-def decode_bits(
-    data: bytes, *, count: int, payload_bytes: int, max_records: int, pad_bits: int = 0
-) -> Tensor:
-    """Bytes as packed bits `uint8[count, payload_bytes]`.
+def check_bits(data: bytes, *, count: int, payload_bytes: int, max_records: int, pad_bits: int = 0) -> bytes:
+    """Check the packed bits of a message against what it states; returns them as they are.
 
     Args:
         data: bytes of the records, one after the other.
@@ -58,10 +58,11 @@ def decode_bits(
         raise RequestError(
             f"{count} records of {payload_bytes} bytes need {count * payload_bytes} bytes, got {len(data)}"
         )
-    bits = tensor_from_bytes(data, torch.uint8, (count, payload_bytes))
-    if pad_bits and bool((bits[:, -1] & ((1 << pad_bits) - 1)).any()):
+    if pad_bits and data[payload_bytes - 1 :: payload_bytes].translate(
+        None, bytes(range(0, 256, 1 << pad_bits))
+    ):
         raise RequestError(f"the last {pad_bits} bits of each record are padding and must be zero")
-    return bits
+    return data
 
 
 def decode_logits(data: bytes, *, count: int, classes: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from delta.methods.schema import PREDICT
 from delta.transport.base import Binding
-from delta.wire.exchange import ExchangeRequest, ExchangeResponse
-from delta.wire.predict import PredictStreamRequest, PredictStreamResponse
+from delta.wire.exchange import ExchangeAnswer, ExchangeRequest, ExchangeResponse
+from delta.wire.predict import ChunkAnswer, PredictStreamRequest, PredictStreamResponse
 from delta.wire.session import PROTOCOL_VERSION, Welcome, hello_message
 from delta.wire.tensors import encode_named, tensor_bytes
 
@@ -37,10 +37,11 @@ def answer_bytes(op: str, tensors: Mapping[str, Tensor], *, sequence: int, cloud
     """Serialised bytes of the message that carries an answer."""
     if _is_typed(op, tensors, "logits", torch.float32):
         logits = tensors["logits"]
-        return PredictStreamResponse(
-            first_id=sequence, count=logits.shape[0], logits=tensor_bytes(logits), cloud_ms=cloud_ms
-        ).ByteSize()
-    return ExchangeResponse(request_id=sequence, tensors=encode_named(tensors), cloud_ms=cloud_ms).ByteSize()
+        data = tensor_bytes(logits)
+        chunk = ChunkAnswer(first_id=sequence, count=logits.shape[0], logits=data, cloud_ms=cloud_ms)
+        return PredictStreamResponse(answers=[chunk]).ByteSize()
+    answer = ExchangeAnswer(request_id=sequence, tensors=encode_named(tensors), cloud_ms=cloud_ms)
+    return ExchangeResponse(answers=[answer]).ByteSize()
 
 
 def handshake_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -54,22 +55,26 @@ _FROM_WIRE: dict[int, torch.dtype] = {number: dtype for dtype, number in _TO_WIR
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Elements in C order, little-endian; of any shape and wire dtype."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    flat = tensor.detach().to("cpu").contiguous()
     if flat.dtype == torch.bfloat16:  # numpy has no bfloat16: its bits travel as they are
         flat = flat.view(torch.int16)
-    array = flat.numpy()
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return _little_endian(flat.numpy().tobytes(), tensor.dtype.itemsize)
 
 
 def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `tensor_bytes`; `data` must have exactly the bytes of `shape`."""
     if not data:
         return torch.empty(shape, dtype=dtype)
-    stored = torch.int16 if dtype == torch.bfloat16 else dtype
-    kind = np.dtype(str(stored).removeprefix("torch."))
     # A copy: an operation may write into its inputs, and a message's bytes are immutable.
-    array = np.frombuffer(data, dtype=kind.newbyteorder("<")).astype(kind, copy=True)
-    return torch.from_numpy(array).view(dtype).reshape(shape)
+    own = bytearray(_little_endian(data, dtype.itemsize))
+    return torch.frombuffer(own, dtype=dtype).view(shape)
+
+
+def _little_endian(data: bytes, itemsize: int, byteorder: str = sys.byteorder) -> bytes:
+    """The host's byte order to the wire's, or back."""
+    if byteorder == "little" or itemsize == 1:
+        return data
+    return np.frombuffer(data, dtype=f"u{itemsize}").byteswap().tobytes()
 
 
 def encode_tensor(tensor: Tensor) -> TensorMessage:

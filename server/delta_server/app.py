@@ -25,7 +25,7 @@ from delta_server.log import event
 from delta_server.models import ModelStore
 from delta_server.services import Services
 
-__all__ = ["DeltaServer", "ServerThread", "run"]
+__all__ = ["DeltaServer", "ServerThread", "loop_factory", "run"]
 
 _METADATA_BYTES = 8192
 
@@ -160,7 +160,7 @@ def run(config: ServerConfig, *, credentials: grpc.ServerCredentials | None = No
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     models = ModelStore.load(config)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(config, models, credentials))
 
 
@@ -207,7 +207,8 @@ def _options(config: ServerConfig, models: ModelStore) -> list[tuple[str, int]]:
     ]
 
 
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """The event loop of uvloop where that is installed; none for asyncio's own."""
     try:
         import uvloop
     except ImportError:

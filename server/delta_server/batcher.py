@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from delta.errors import CloudDeadlineError, CloudOverloadedError, DeltaError, InternalError
 from delta.methods.schema import run_operation
+from delta_server.forms import Form
 from delta_server.log import event
 from delta_server.models import HostedModel
 
@@ -28,8 +29,8 @@ class Owner(Protocol):
     closed: bool
     """Set once nobody waits any more: the job is then dropped before it runs."""
 
-    def encode(self, job: Job, outcome: Mapping[str, Tensor] | DeltaError, cloud_ms: float) -> bytes:
-        """Serialise an answer; called on the batcher's thread."""
+    def encode(self, job: Job, outcome: Any, cloud_ms: float) -> bytes:  # noqa: ANN401
+        """Serialise a part of the job's form, or a `DeltaError`; called on the batcher's thread."""
         ...
 
     def deliver(self, answer: bytes) -> None:
@@ -45,7 +46,8 @@ class Job:
         owner: who waits for the answer.
         model: the model asked.
         op: name of the operation.
-        tensors: inputs, checked against the schema.
+        payload: inputs in the job's form, checked against the schema.
+        form: how payloads of this kind are joined.
         sequence: the request's number in its session.
         records: records in it, along axis 0 of a batchable operation; otherwise 1.
         deadline: when the answer is of no more use, seconds of `time.monotonic`.
@@ -55,7 +57,8 @@ class Job:
     owner: Owner
     model: HostedModel
     op: str
-    tensors: Mapping[str, Tensor]
+    payload: Any
+    form: Form
     sequence: int
     records: int
     deadline: float
@@ -175,65 +178,44 @@ class Batcher:
             if job.owner.closed:
                 answers.append((job, None))
             elif job.deadline <= now:
-                late = CloudDeadlineError(
-                    "the deadline passed while the request was queued; send fewer, or allow more"
-                )
-                answers.append((job, _encoded(job, late, 0.0)))
+                late = CloudDeadlineError("the deadline passed in the queue; allow more time")
+                answers.append((job, job.owner.encode(job, late, 0.0)))
             else:
                 live.append(job)
-        if not live:
-            return answers
-        start = time.perf_counter()
-        outcomes = self._outcomes(live)
-        cloud_ms = (time.perf_counter() - start) * 1e3
-        answers.extend(
-            (job, _encoded(job, outcome, cloud_ms)) for job, outcome in zip(live, outcomes, strict=True)
-        )
+        if live:
+            start = time.perf_counter()
+            outcomes = self._outcomes(live)
+            cloud_ms = (time.perf_counter() - start) * 1e3
+            for job, outcome in zip(live, outcomes, strict=True):
+                answers.append((job, _encoded(job, outcome, cloud_ms)))
         return answers
 
-    def _outcomes(self, batch: list[Job]) -> list[Mapping[str, Tensor] | DeltaError]:
-        """One outcome a job; when a joined batch fails, each of its jobs runs alone."""
-        if len(batch) == 1:
-            return [
-                self._outcome(batch[0].model, batch[0].op, batch[0].tensors, batch[0].records, batch[0].key)
-            ]
+    def _outcomes(self, batch: list[Job]) -> list[Any]:
+        """One outcome a job, its form's part or an error; when a joined batch fails, each job runs alone."""
         first = batch[0]
-        joined = {name: torch.cat([job.tensors[name] for job in batch]) for name in first.tensors}
-        whole = self._outcome(first.model, first.op, joined, sum(job.records for job in batch), first.key)
-        if isinstance(whole, DeltaError):
-            return [outcome for job in batch for outcome in self._outcomes([job])]
-        outcomes: list[Mapping[str, Tensor] | DeltaError] = []
-        start = 0
-        for job in batch:
-            outcomes.append({name: tensor[start : start + job.records] for name, tensor in whole.items()})
-            start += job.records
-        return outcomes
-
-    def _outcome(
-        self, model: HostedModel, op: str, tensors: Mapping[str, Tensor], records: int, key: object | None
-    ) -> Mapping[str, Tensor] | DeltaError:
         try:
-            if key is None or records <= self._max_batch:
-                outputs = run_operation(model.half, op, tensors)
-                return {name: tensor.detach().to("cpu") for name, tensor in outputs.items()}
-            pieces = [
-                run_operation(model.half, op, {n: t[at : at + self._max_batch] for n, t in tensors.items()})
-                for at in range(0, records, self._max_batch)
-            ]
-            return {
-                name: torch.cat([piece[name].detach().to("cpu") for piece in pieces]) for name in pieces[0]
-            }
-        except DeltaError as error:
-            return error
-        except Exception as error:  # a cloud half may raise anything; its text may hold tensor contents (I6)
-            event(
-                "operation failed",
-                model=model.binding.model,
-                op=op,
-                records=records,
-                kind=type(error).__name__,
-            )
-            return InternalError("the operation failed in the cloud; see the server's log")
+            outputs = self._run_joined(first, first.form.join([job.payload for job in batch]))
+            return first.form.split(outputs, [job.records for job in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                return [outcome for job in batch for outcome in self._outcomes([job])]
+            if isinstance(error, DeltaError):
+                return [error]
+            # A cloud half may raise anything; the text may hold tensor contents (I6).
+            event("operation failed", model=first.model.binding.model, op=first.op, kind=type(error).__name__)
+            return [InternalError("the operation failed in the cloud; see the server's log")]
+
+    def _run_joined(self, first: Job, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """One call, or several of at most `max_batch` records."""
+        half, op = first.model.half, first.op
+        if first.key is None or next(iter(tensors.values())).shape[0] <= self._max_batch:
+            return run_operation(half, op, tensors)
+        records, size = next(iter(tensors.values())).shape[0], self._max_batch
+        pieces = [
+            run_operation(half, op, {name: tensor[at : at + size] for name, tensor in tensors.items()})
+            for at in range(0, records, size)
+        ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def _deliver(self, answers: list[tuple[Job, bytes | None]]) -> None:
         for job, answer in answers:
@@ -242,7 +224,7 @@ class Batcher:
                 job.owner.deliver(answer)
 
 
-def _encoded(job: Job, outcome: Mapping[str, Tensor] | DeltaError, cloud_ms: float) -> bytes | None:
+def _encoded(job: Job, outcome: Any, cloud_ms: float) -> bytes | None:  # noqa: ANN401
     if job.owner.closed:
         return None
     try:

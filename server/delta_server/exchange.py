@@ -9,15 +9,18 @@ from torch import Tensor
 
 from delta.errors import DeltaError, RequestError, UnknownMethodError
 from delta.methods.schema import Operation, check_tensors
-from delta.wire.exchange import ExchangeRequest, ExchangeResponse
+from delta.wire.exchange import ExchangeAnswer, ExchangeRequest, ExchangeResponse
 from delta.wire.session import PROTOCOL_VERSION, Hello, Welcome
 from delta.wire.status import encode_failure
 from delta.wire.tensors import decode_named, encode_named, encode_schema
 from delta_server.batcher import Job
+from delta_server.forms import Named
 from delta_server.models import HostedModel
 from delta_server.stream import StreamSession, parse
 
 __all__ = ["ExchangeSession"]
+
+_NAMED = Named()
 
 
 class ExchangeSession(StreamSession):
@@ -27,9 +30,8 @@ class ExchangeSession(StreamSession):
         """A request's answer, or its failure."""
         if isinstance(outcome, DeltaError):
             return _refusal(job.sequence, outcome)
-        return ExchangeResponse(
-            request_id=job.sequence, tensors=encode_named(outcome), cloud_ms=cloud_ms
-        ).SerializeToString()
+        answer = ExchangeAnswer(request_id=job.sequence, tensors=encode_named(outcome), cloud_ms=cloud_ms)
+        return ExchangeResponse(answers=[answer]).SerializeToString()
 
     def _hello_of(self, raw: bytes) -> Hello | None:
         message: ExchangeRequest = parse(ExchangeRequest, raw)
@@ -69,7 +71,8 @@ class ExchangeSession(StreamSession):
             owner=self,
             model=model,
             op=name,
-            tensors=tensors,
+            payload=tensors,
+            form=_NAMED,
             sequence=request.request_id,
             records=next(iter(tensors.values())).shape[0] if batchable else 1,
             deadline=time.monotonic() + allowed_s,
@@ -84,4 +87,5 @@ def _key(model: HostedModel, name: str, operation: Operation, tensors: Mapping[s
 
 
 def _refusal(request_id: int, error: DeltaError) -> bytes:
-    return ExchangeResponse(request_id=request_id, failure=encode_failure(error)).SerializeToString()
+    answer = ExchangeAnswer(request_id=request_id, failure=encode_failure(error))
+    return ExchangeResponse(answers=[answer]).SerializeToString()

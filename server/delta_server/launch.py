@@ -15,9 +15,9 @@ from typing import IO, Self
 
 from delta.errors import CloudUnavailableError
 
-__all__ = ["ServerProcess"]
+__all__ = ["EchoProcess", "ServerProcess"]
 
-_READY = "delta-server listening on "
+_READY = " listening on "
 
 
 class ServerProcess:
@@ -71,9 +71,20 @@ class ServerProcess:
         command += [part for target in allow for part in ("--allow", target)]
         command += [part for module in plugins for part in ("--plugin", module)]
         command += ["--threads", str(threads)] if threads is not None else []
+        return cls._spawn([*command, *options], env=env, log_path=log_path, timeout_s=timeout_s)
+
+    @classmethod
+    def _spawn(
+        cls,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        log_path: Path | None = None,
+        timeout_s: float = 60.0,
+    ) -> Self:
         log: IO[bytes] = tempfile.TemporaryFile() if log_path is None else log_path.open("w+b")  # noqa: SIM115
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*command, *options],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -85,7 +96,7 @@ class ServerProcess:
         except BaseException:
             server.stop()
             raise
-        server.address = line.removeprefix(_READY).split(" ", 1)[0]
+        server.address = line.partition(_READY)[2].split(" ", 1)[0]
         return server
 
     @property
@@ -154,3 +165,12 @@ class ServerProcess:
     def _last_line(self) -> str:
         lines = self.log_text().strip().splitlines()
         return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+class EchoProcess(ServerProcess):
+    """A running `python -m delta_server.bench_echo`: the bare echo that benchmarks compare with."""
+
+    @classmethod
+    def launch(cls) -> Self:
+        """Start an echo and wait until it listens."""
+        return cls._spawn([sys.executable, "-m", "delta_server.bench_echo"])

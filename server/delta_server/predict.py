@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-
-from torch import Tensor
 
 from delta.errors import DeltaError, RequestError
 from delta.methods.schema import PREDICT
 from delta.wire.predict import (
+    ChunkAnswer,
     PredictRequest,
     PredictResponse,
     PredictStreamRequest,
     PredictStreamResponse,
-    decode_bits,
+    check_bits,
 )
 from delta.wire.session import PROTOCOL_VERSION, Hello, Welcome, check_version, decode_binding
 from delta.wire.status import encode_failure
-from delta.wire.tensors import tensor_bytes
 from delta_server.batcher import Batcher, Job
+from delta_server.forms import Packed
 from delta_server.models import HostedModel, ModelStore
 from delta_server.stream import StreamSession, parse
 
 __all__ = ["PredictSession", "predict"]
+
+
+def _refusal(first_id: int, count: int, error: DeltaError) -> bytes:
+    answer = ChunkAnswer(first_id=first_id, count=count, failure=encode_failure(error))
+    return PredictStreamResponse(answers=[answer]).SerializeToString()
 
 
 def _key(model: HostedModel) -> object:
@@ -34,18 +37,12 @@ def _key(model: HostedModel) -> object:
 class PredictSession(StreamSession):
     """A session of `PredictStream`."""
 
-    def encode(self, job: Job, outcome: Mapping[str, Tensor] | DeltaError, cloud_ms: float) -> bytes:
+    def encode(self, job: Job, outcome: bytes | DeltaError, cloud_ms: float) -> bytes:
         """A chunk's answer, or its failure."""
         if isinstance(outcome, DeltaError):
-            return PredictStreamResponse(
-                first_id=job.sequence, count=job.records, failure=encode_failure(outcome)
-            ).SerializeToString()
-        return PredictStreamResponse(
-            first_id=job.sequence,
-            count=job.records,
-            logits=tensor_bytes(outcome["logits"]),
-            cloud_ms=cloud_ms,
-        ).SerializeToString()
+            return _refusal(job.sequence, job.records, outcome)
+        answer = ChunkAnswer(first_id=job.sequence, count=job.records, logits=outcome, cloud_ms=cloud_ms)
+        return PredictStreamResponse(answers=[answer]).SerializeToString()
 
     def _hello_of(self, raw: bytes) -> Hello | None:
         message: PredictStreamRequest = parse(PredictStreamRequest, raw)
@@ -71,7 +68,7 @@ class PredictSession(StreamSession):
         try:
             if chunk.HasField("hello"):
                 raise RequestError("a second Hello in one stream; open another stream instead")
-            bits = decode_bits(
+            bits = check_bits(
                 chunk.bits,
                 count=chunk.count,
                 payload_bytes=model.payload_bytes,
@@ -79,15 +76,14 @@ class PredictSession(StreamSession):
                 pad_bits=model.pad_bits,
             )
         except DeltaError as error:
-            return PredictStreamResponse(
-                first_id=chunk.first_id, count=chunk.count, failure=encode_failure(error)
-            ).SerializeToString()
+            return _refusal(chunk.first_id, chunk.count, error)
         allowed_s = min((chunk.deadline_ms or deadline_ms) / 1e3, self._config.max_deadline_s)
         return Job(
             owner=self,
             model=model,
             op=PREDICT,
-            tensors={"bits": bits},
+            payload=bits,
+            form=Packed(model.payload_bytes),
             sequence=chunk.first_id,
             records=chunk.count,
             deadline=time.monotonic() + allowed_s,
@@ -103,11 +99,11 @@ class _Call:
         self.error: DeltaError | None = None
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def encode(self, job: Job, outcome: Mapping[str, Tensor] | DeltaError, cloud_ms: float) -> bytes:
+    def encode(self, job: Job, outcome: bytes | DeltaError, cloud_ms: float) -> bytes:
         if isinstance(outcome, DeltaError):
             self.error = outcome
             return b""
-        return PredictResponse(logits=tensor_bytes(outcome["logits"]), cloud_ms=cloud_ms).SerializeToString()
+        return PredictResponse(logits=outcome, cloud_ms=cloud_ms).SerializeToString()
 
     def deliver(self, answer: bytes) -> None:
         if not self.answer.done():
@@ -130,7 +126,7 @@ async def predict(raw: bytes, *, models: ModelStore, batcher: Batcher, deadline_
     check_version(request.protocol_version, peer="client")
     model = models.bind(decode_binding(request.binding))
     model.require_predict(model.payload_bytes)
-    bits = decode_bits(
+    bits = check_bits(
         request.bits,
         count=request.count,
         payload_bytes=model.payload_bytes,
@@ -142,7 +138,8 @@ async def predict(raw: bytes, *, models: ModelStore, batcher: Batcher, deadline_
         owner=call,
         model=model,
         op=PREDICT,
-        tensors={"bits": bits},
+        payload=bits,
+        form=Packed(model.payload_bytes),
         sequence=0,
         records=request.count,
         deadline=time.monotonic() + deadline_s,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from torch import Tensor
 
 from delta.errors import DeltaError, RequestError
 from delta.wire.session import Hello, Welcome, check_version, decode_binding
@@ -19,6 +17,8 @@ from delta_server.config import ServerConfig
 from delta_server.models import HostedModel, ModelStore
 
 __all__ = ["StreamSession", "parse"]
+
+_JOINED_BYTES = 16384  # answers beyond it go in a message of their own
 
 
 class StreamSession(ABC):
@@ -85,7 +85,7 @@ class StreamSession(ABC):
         self._rouse()
 
     @abstractmethod
-    def encode(self, job: Job, outcome: Mapping[str, Tensor] | DeltaError, cloud_ms: float) -> bytes:
+    def encode(self, job: Job, outcome: Any, cloud_ms: float) -> bytes:  # noqa: ANN401
         """Serialise the answer to a job; called on the batcher's thread."""
 
     @abstractmethod
@@ -139,8 +139,12 @@ class StreamSession(ABC):
         try:
             while True:
                 while outbox:
-                    await write(outbox.popleft())
-                    self._unanswered -= 1
+                    # Serialised messages joined are one message: their repeated answers follow each other.
+                    parts, size = [outbox.popleft()], 0
+                    while outbox and (size := size + len(parts[-1])) < _JOINED_BYTES:
+                        parts.append(outbox.popleft())
+                    await write(b"".join(parts))
+                    self._unanswered -= len(parts)
                     if self._room is not None and not self._room.done():
                         self._room.set_result(None)
                 if self._draining and not told:
