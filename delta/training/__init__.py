@@ -1,0 +1,1 @@
+"""Training Delta: the private stage, the cloud stage on stored releases, fusion and controls."""

@@ -11,7 +11,7 @@ from delta.bundle.store import Bundle
 from delta.data.records import Dataset, DataSplits
 from delta.models.splitting import Parts
 from delta.release.noise import NoiseKey
-from delta.training.cloud_stage import assemble_bundle, train_cloud_stage
+from delta.training.cloud_stage import architecture_of, assemble_bundle, message_map, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import measure_controls
 from delta.training.fit import Progress, quiet
@@ -36,6 +36,8 @@ def train(parts: Parts, data: DataSplits, *, progress: Progress = quiet, **setti
         ConfigError: a setting is wrong, or model and data do not fit together.
     """
     config = TrainConfig.of(settings)
+    architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
+    message_map(config, parts)
     stage = train_private_stage(parts, data.train, config, progress=progress)
     cloud = train_cloud_stage(stage, config, progress=progress)
     test = Labelled.of(data.test, stage.input)

@@ -38,9 +38,13 @@ class WeightCache:
             data = path.read_bytes()
             if hashlib.sha256(data[:-32]).digest() != data[-32:]:
                 return False
-            module.load_state_dict(load_tensors(data[:-32]))
-        except (OSError, SafetensorError, RuntimeError):
+            stored = load_tensors(data[:-32])
+        except (OSError, SafetensorError):
             return False
+        own = module.state_dict()
+        if {n: t.shape for n, t in stored.items()} != {n: t.shape for n, t in own.items()}:
+            return False  # before a single weight is touched: training then starts from the seeded ones
+        module.load_state_dict(stored)
         return True
 
     def keep(self, name: str, settings: Any, module: nn.Module) -> None:  # noqa: ANN401

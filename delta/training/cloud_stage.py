@@ -1,4 +1,4 @@
-"""Stage 2: each record is released once, and the cloud model learns from the stored bits and declared labels."""
+"""Stage 2: each record is released once, the cloud model learns from the stored bits and declared labels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
 from delta.models.macs import count_macs, decomposition_macs
 from delta.models.memory import peak_memory
+from delta.models.splitting import Parts
+from delta.release.components import component_hash
 from delta.release.config import (
     BasisConfig,
     Bounding,
@@ -29,15 +31,24 @@ from delta.release.config import (
 from delta.release.ids import RecordIds
 from delta.release.message import MessageMap
 from delta.release.noise import NoiseKey
-from delta.release.components import component_hash
 from delta.release.releaser import Releaser
 from delta.training.cache import WeightCache
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, fit, logits_of, quiet
+from delta.training.fit import Progress, fit, logits_of, placed, quiet
 from delta.training.fusion import fit_alpha
 from delta.training.private_stage import Labelled, PrivateStage
 
-__all__ = ["CloudStage", "Fusion", "fit_fusion", "release_records", "train_cloud_stage"]
+__all__ = [
+    "CloudStage",
+    "Fusion",
+    "architecture_of",
+    "assemble_bundle",
+    "build_release",
+    "fit_fusion",
+    "message_map",
+    "release_records",
+    "train_cloud_stage",
+]
 
 
 @dataclass(frozen=True)
@@ -76,15 +87,35 @@ class CloudStage:
     releases: int
 
 
+def architecture_of(parts: Parts) -> Architecture:
+    """How the cloud builds the model.
+
+    Raises:
+        ConfigError: that is not known.
+    """
+    if parts.architecture is None:
+        raise ConfigError(
+            "the cloud cannot rebuild this model: its class is not importable without arguments; "
+            'pass target="package.module:build" to delta.split'
+        )
+    return parts.architecture
+
+
+def message_map(config: TrainConfig, parts: Parts) -> MessageMap:
+    """The message map of a run.
+
+    Raises:
+        ConfigError: k does not fit the offloaded stream's channels.
+    """
+    residual = config.offload == "residual"
+    kind = config.message or ("channel-mean" if residual else "all-channels")
+    return MessageMap(kind, channels=parts.ir_shape[0] if residual else config.rank, k=config.channels)
+
+
 def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConfig, PrivateParts]:
     """The release configuration of a run, and the private modules that carry it out."""
-    channels, height, width = stage.split.ir_shape
-    if config.offload == "principal":
-        channels, height, width = stage.decomposer.principal_shape
-    kind = config.message or ("channel-mean" if config.offload == "residual" else "all-channels")
-    if (kind == "projection") != (config.channels is not None):
-        raise ConfigError("message 'projection' needs channels (k), and no other message map takes them")
-    message = MessageMap(kind, channels=channels, k=config.channels)
+    stream = stage.split.ir_shape if config.offload == "residual" else stage.decomposer.principal_shape
+    message = message_map(config, stage.split)
     bounding = Bounding()
     release = ReleaseConfig(
         input=stage.input,
@@ -103,11 +134,11 @@ def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConf
         crop=CropConfig(block=stage.decomposer.block, keep=stage.decomposer.keep),
         offload=config.offload,
         message=MessageConfig(
-            map=kind,
-            shape=(message.k, height, width),
+            map=message.kind,
+            shape=(message.k, *stream[1:]),
             component=Component(
                 hash=component_hash(message.state_dict()),
-                provenance=Provenance(kind="data-independent", note=f"a fixed {kind} map"),
+                provenance=Provenance(kind="data-independent", note=f"a fixed {message.kind} map"),
             ),
         ),
         bounding=bounding,
@@ -136,9 +167,7 @@ def release_records(
     return torch.cat(payloads)
 
 
-def fit_fusion(
-    config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor
-) -> Fusion:
+def fit_fusion(config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor) -> Fusion:
     """Fit the fusion on held-out logits; `sum` is α = 1 and fits nothing."""
     alpha = 1.0
     if config.fusion == "calibrated":
@@ -168,12 +197,7 @@ def train_cloud_stage(
     Raises:
         ConfigError: the cloud could not rebuild the model.
     """
-    architecture = stage.split.architecture
-    if architecture is None:
-        raise ConfigError(
-            "the cloud cannot rebuild this model: its class is not importable without arguments; "
-            'pass target="package.module:build" to delta.split'
-        )
+    architecture = architecture_of(stage.split)
     release, parts = build_release(stage, config)
     key = key or NoiseKey.generate()
     bits = release_records(parts, release, stage.fit, key=key)
@@ -182,7 +206,7 @@ def train_cloud_stage(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed + 2)
         cloud = build_cloud_model(architecture, release, allowed={architecture.target})
-    cloud = cloud.to(device, memory_format=torch.channels_last)
+    placed(cloud, device)
     settings = {"config": config.model_dump(mode="json", exclude={"name"}), "release": release.release_hash}
     if cache is None or not cache.restore("cloud", settings, cloud):
         stored, labels = bits.to(device), stage.fit.y.to(device)
@@ -221,9 +245,6 @@ def assemble_bundle(
     figures: dict[str, float],
 ) -> Bundle:
     """Put both stages together as a bundle, with the counts that every `Cost` carries."""
-    architecture = stage.split.architecture
-    if architecture is None:
-        raise ConfigError('the cloud cannot rebuild this model; pass target="package.module:build" to delta.split')
     private = cloud_stage.private
     cloud = dict(cloud_stage.cloud.state_dict())
     draft = Manifest.model_construct(
@@ -232,7 +253,7 @@ def assemble_bundle(
         method="delta",
         input=stage.input,
         class_names=class_names,
-        architecture=architecture,
+        architecture=architecture_of(stage.split),
         release=cloud_stage.release,
         settings={},
         logit_bound=config.logit_bound,

@@ -27,7 +27,6 @@ class FitConfig(Strict):
     batch: int = Field(default=64, ge=2)
     learning_rate: float = Field(default=4e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class MainConfig(Strict):
@@ -68,7 +67,7 @@ class TrainConfig(Strict):
         alpha_max: largest α that calibration may give.
         logit_bound: B.
         held_out: share of the training records kept from both models, on which α is fitted.
-        augment: shifts and mirrors (`flip`) of the private models' training images; releases are never augmented.
+        augment: shifts and mirrors (`flip`) of the private models' training images, never of a release.
         device: `cpu` or `cuda`.
     """
 
@@ -93,7 +92,13 @@ class TrainConfig(Strict):
     logit_bound: float = Field(default=20.0, gt=0)
     held_out: float = Field(default=0.1, gt=0, lt=0.5)
     augment: Literal["none", "shift", "shift+flip"] = "none"
-    device: str = "cpu"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+
+    @model_validator(mode="after")
+    def _only_a_projection_has_channels(self) -> Self:
+        if (self.message == "projection") != (self.channels is not None):
+            raise ValueError("message 'projection' needs channels (k), and no other message map takes them")
+        return self
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> TrainConfig:
@@ -102,14 +107,30 @@ class TrainConfig(Strict):
         Raises:
             ConfigError: one line with every fault; a missing `noise` says what to choose from.
         """
-        if "noise" not in settings:
-            raise ConfigError("noise is not set: say noise='none' (no privacy claim) or noise={'epsilon': 8}")
-        return cls.parse(settings, what="training settings")
+        what = "training settings"
+        if "noise" in settings:
+            return cls.parse(settings, what=what)
+        missing = f"{what}: noise is not set: say noise='none' (no privacy claim) or noise={{'epsilon': 8}}"
+        try:
+            cls.parse({**settings, "noise": "none"}, what=missing)
+        except ConfigError as others:
+            raise ConfigError(str(others).replace(f"{missing}: ", f"{missing}; ")) from None
+        raise ConfigError(missing)
 
     @property
     def private_settings(self) -> dict[str, Any]:
         """What stage 1 depends on: the release and the cloud's fit play no part in it."""
-        later = {"noise", "name", "offload", "message", "channels", "cloud_fit", "fusion", "alpha_max", "logit_bound"}
+        later = {
+            "noise",
+            "name",
+            "offload",
+            "message",
+            "channels",
+            "cloud_fit",
+            "fusion",
+            "alpha_max",
+            "logit_bound",
+        }
         return self.model_dump(mode="json", exclude=later)
 
     def sigma(self, *, clip_norm: float) -> float | None:

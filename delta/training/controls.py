@@ -1,4 +1,4 @@
-"""The controls that stand next to every accuracy (DESIGN, privacy 8). They run in this process: no bit leaves."""
+"""The controls that stand next to every accuracy (DESIGN, privacy 8), in this process: no bit leaves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from delta.models.cloud_model import CloudModel
+from delta.release.noise import NoiseKey
 from delta.training.cloud_stage import CloudStage, fit_fusion, release_records, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, logits_of, quiet
 from delta.training.private_stage import Labelled, PrivateStage
-from delta.release.noise import NoiseKey
 
 __all__ = ["Controls", "accuracy", "cloud_logits", "measure_controls", "random_bits"]
 
@@ -83,7 +83,9 @@ def measure_controls(
     z_cloud = cloud_logits(cloud_stage.cloud, bits)
 
     size = cloud_stage.release.payload_bytes
-    z_random_held = cloud_logits(cloud_stage.cloud, random_bits(len(stage.held_out.y), size, seed=config.seed))
+    z_random_held = cloud_logits(
+        cloud_stage.cloud, random_bits(len(stage.held_out.y), size, seed=config.seed)
+    )
     z_random = cloud_logits(cloud_stage.cloud, random_bits(len(test.y), size, seed=config.seed + 1))
     on_random = fitted(z_main_held, z_random_held, stage.held_out.y)
 
@@ -103,4 +105,3 @@ def measure_controls(
         noiseless_bits=clean.fusion.accuracy(z_main, z_clean, test.y),
         cloud_alone=accuracy(z_cloud, test.y),
     )
-

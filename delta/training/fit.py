@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from delta.training.config import FitConfig
 
-__all__ = ["Progress", "augmented", "distillation_loss", "fit", "logits_of", "quiet"]
+__all__ = ["Progress", "augmented", "distillation_loss", "fit", "logits_of", "placed", "quiet"]
 
 Progress = Callable[[str, int, int], None]
 """Called as `(stage, steps done, steps in all)`."""
@@ -93,6 +94,15 @@ def fit(
     model.eval()
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def placed(module: M, device: torch.device) -> M:
+    """A module moved to a device, its convolutions in the layout that is fastest there."""
+    moved: M = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
 def augmented(x: Tensor, how: str, *, generator: torch.Generator, shift: int = 4) -> Tensor:
     """Shift each image of `[b, c, h, w]` by up to `shift` pixels and, with `flip`, mirror half of them."""
     if how == "none":
@@ -112,4 +122,4 @@ def augmented(x: Tensor, how: str, *, generator: torch.Generator, shift: int = 4
 @torch.inference_mode()
 def logits_of(forward: Callable[[Tensor], Tensor], x: Tensor, *, batch: int = 256) -> Tensor:
     """`forward` over `x` in batches: `[n, classes]` on the CPU, as a normal tensor."""
-    return torch.cat([forward(part).float().cpu() for part in x.split(batch)]).clone()
+    return torch.cat([forward(part).float().cpu() for part in torch.split(x, batch)]).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from delta.models.splitting import Parts
 from delta.release.config import InputSpec, Provenance
 from delta.training.cache import WeightCache
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, augmented, distillation_loss, fit, logits_of, quiet
+from delta.training.fit import Progress, augmented, distillation_loss, fit, logits_of, placed, quiet
 
 __all__ = ["Labelled", "PrivateStage", "crop_of", "input_spec", "train_private_stage"]
 
@@ -71,7 +72,9 @@ class PrivateStage:
     @torch.inference_mode()
     def main_logits(self, x: Tensor) -> Tensor:
         """z_main of preprocessed records: `[n, classes]`."""
-        return logits_of(lambda part: self.main(self.decomposer.main_input(self.decomposer(self.backbone(part)))), x)
+        return logits_of(
+            lambda part: self.main(self.decomposer.main_input(self.decomposer(self.backbone(part)))), x
+        )
 
 
 def input_spec(shape: tuple[int, int, int]) -> InputSpec:
@@ -80,7 +83,7 @@ def input_spec(shape: tuple[int, int, int]) -> InputSpec:
 
 
 def crop_of(config: TrainConfig, ir_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Block M and kept size m: as configured, or the largest usual block that divides the IR, and half of it."""
+    """Block M and kept size m: as configured, or the largest usual block that divides the IR, and its half."""
     _, height, width = ir_shape
     block = config.block or next(m for m in _BLOCKS if height % m == 0 and width % m == 0)
     return block, config.keep or max(1, block // 2)
@@ -104,12 +107,13 @@ def train_private_stage(
         cache: where trained weights are taken from and kept.
 
     Raises:
-        ConfigError: data and model do not fit together.
+        ConfigError: data, model and settings do not fit together, or the device is not there; raised before
+            the first step.
     """
     spec = input_spec(parts.input_shape)
-    if tuple(data.images.shape[1:]) != parts.input_shape:
+    if data.image_shape != parts.input_shape:
         raise ConfigError(
-            f"the model takes images of {parts.input_shape}, data set {data.name!r} has {tuple(data.images.shape[1:])}"
+            f"the model takes images of {parts.input_shape}, data set {data.name!r} has {data.image_shape}"
         )
     if len(data.class_names) != parts.classes:
         raise ConfigError(
@@ -117,29 +121,32 @@ def train_private_stage(
         )
     rest, kept = data.stratified_split(fraction=config.held_out, seed=config.seed)
     training, held_out = Labelled.of(rest, spec), Labelled.of(kept, spec)
-    device = torch.device(config.device)
-    x, y = training.x.to(device), training.y.to(device)
-    whole = parts.model.to(device, memory_format=torch.channels_last)
-    if config.whole is not None:
-        _train_whole(whole, x, y, config, progress=progress, cache=cache)
-    whole.eval()
+    device = _device(config)
+    draft = _decomposer_of(parts, config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        backbone, backbone_provenance = _frozen_backbone(parts, config)
-        decomposer, basis_provenance = _decomposer(backbone.to(device), parts, config)
         main = build_main(
             layout=config.main.layout,
-            in_channels=decomposer.main_channels,
-            size=decomposer.main_shape[1:],
+            in_channels=draft.main_channels,
+            size=draft.main_shape[1:],
             classes=parts.classes,
             max_macs=config.main.max_macs,
             rank=config.rank if config.main.layout == "authors" else None,
-        ).to(device, memory_format=torch.channels_last)
+        )
+    placed(main, device)
+    x, y = training.x.to(device), training.y.to(device)
+    whole = placed(parts.model, device)
+    if config.whole is not None:
+        _train_whole(whole, x, y, config, progress=progress, cache=cache)
+    whole.eval()
+    backbone, backbone_provenance = _frozen_backbone(parts, config)
+    decomposer, basis_provenance = _decomposer(backbone.to(device), parts, config)
     if cache is None or not cache.restore("main", config.private_settings, main):
         _train_main(main, backbone, decomposer, whole, x, y, config, progress=progress)
         if cache is not None:
             cache.keep("main", config.private_settings, main)
     main.eval()
+    whole.cpu()
     return PrivateStage(
         split=parts,
         input=spec,
@@ -152,6 +159,15 @@ def train_private_stage(
         fit=training,
         held_out=held_out,
     )
+
+
+def _device(config: TrainConfig) -> torch.device:
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {config.device!r} is not there ({torch.cuda.device_count()} CUDA devices); use 'cpu'"
+        )
+    return device
 
 
 def _train_whole(
@@ -185,27 +201,18 @@ def _frozen_backbone(parts: Parts, config: TrainConfig) -> tuple[nn.Module, Prov
         channels, height, _ = parts.input_shape
         stem = FixedStem(in_channels=channels, ir_shape=parts.ir_shape, stride=height // parts.ir_shape[1])
         return stem.eval(), Provenance(kind="data-independent", note="seeded filters, nothing learned")
-    backbone = parts.backbone.eval().requires_grad_(False)
-    return backbone, Provenance(kind="private", note="trained on the training records, frozen before any release")
+    # A copy: the owner may go on training the model, and the release configuration must not move with it.
+    backbone = copy.deepcopy(parts.backbone).eval().requires_grad_(False)
+    note = "trained on the training records, frozen before any release"
+    return backbone, Provenance(kind="private", note=note)
 
 
-def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple[Decomposer, Provenance]:
+def _decomposer_of(
+    parts: Parts, config: TrainConfig, *, basis: Tensor | None = None, start: Tensor | None = None
+) -> Decomposer:
     channels, height, width = parts.ir_shape
     block, keep = crop_of(config, parts.ir_shape)
-    basis = start = None
-    if config.basis == "pca":
-        images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
-        device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
-        with torch.no_grad():
-            samples = backbone(input_spec(parts.input_shape).preprocess(images).to(device))
-        basis = pca_basis(samples.float().cpu(), config.rank)
-        note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
-    else:
-        note = "computed from each record alone"
-        if config.algorithm == "approximate":
-            start = iteration_start(channels, config.rank, seed=config.seed)
-            note += ", the iteration's start is seeded"
-    decomposer = Decomposer(
+    return Decomposer(
         channels=channels,
         height=height,
         width=width,
@@ -217,6 +224,23 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         basis=basis,
         start=start,
     )
+
+
+def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple[Decomposer, Provenance]:
+    basis = start = None
+    if config.basis == "pca":
+        images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
+        device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
+        with torch.no_grad():
+            samples = backbone(input_spec(parts.input_shape).preprocess(images).to(device))
+        basis = pca_basis(samples.float().cpu(), config.rank)
+        note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
+    else:
+        note = "computed from each record alone"
+        if config.algorithm == "approximate":
+            start = iteration_start(parts.ir_shape[0], config.rank, seed=config.seed)
+            note += ", the iteration's start is seeded"
+    decomposer = _decomposer_of(parts, config, basis=basis, start=start)
     return decomposer.eval().to(torch.device(config.device)), Provenance(kind="data-independent", note=note)
 
 
@@ -231,7 +255,7 @@ def _train_main(
     *,
     progress: Progress,
 ) -> None:
-    """Train M_main on the principal part. The backbone is frozen, so without augmentation p is computed once."""
+    """Train M_main on the principal part; p is computed once where nothing is augmented: φ is frozen."""
     generator = torch.Generator().manual_seed(config.seed + 1)
     teacher: list[Tensor] = []  # the teacher's logits on the views that `forward` has just drawn
 
@@ -241,7 +265,7 @@ def _train_main(
 
     cached_view = cached_teacher = None
     if config.augment == "none":
-        cached_view = torch.cat([view_of(part) for part in x.split(256)])
+        cached_view = torch.cat([view_of(part) for part in torch.split(x, 256)])
         if config.main.distil:
             cached_teacher = logits_of(whole, x).to(x.device)
 

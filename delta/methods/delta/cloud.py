@@ -45,14 +45,16 @@ def load_cloud_model(part: CloudPart, *, allowed: Collection[str] = ()) -> Cloud
     """
     release = part.manifest.release
     if release is None:
-        raise BundleError("method 'delta' needs a release configuration in the manifest; train the bundle again")
+        raise BundleError(
+            "method 'delta' needs a release configuration in the manifest; train the bundle again"
+        )
     model = build_cloud_model(part.manifest.architecture, release, allowed=allowed)
     try:
         model.load_state_dict(part.cloud)
     except RuntimeError:
         raise BundleError(
-            f"the cloud weights do not fit {part.manifest.architecture.target}; export the bundle again with the "
-            "code that made it"
+            f"the cloud weights do not fit {part.manifest.architecture.target}; export the bundle again with "
+            "the code that made it"
         ) from None
     return model.eval()
 

@@ -20,7 +20,8 @@ def check_answer(logits: Tensor | None, *, records: int, classes: int) -> Tensor
         raise CloudAnswerError("the cloud's answer holds no logits")
     if logits.shape != (records, classes) or logits.dtype != torch.float32:
         raise CloudAnswerError(
-            f"the cloud's answer is {logits.dtype}{list(logits.shape)}, expected float32[{records}, {classes}]"
+            f"the cloud's answer is {logits.dtype}{list(logits.shape)}, "
+            f"expected float32[{records}, {classes}]"
         )
     if not bool(torch.isfinite(logits).all()):
         raise CloudAnswerError("the cloud's answer is not finite")

@@ -1,4 +1,4 @@
-"""Delta's private modules: backbone, decomposition, message map and main model, as one thing to save and load."""
+"""Delta's private modules: backbone, decomposition, message map and main model, saved and loaded as one."""
 
 from __future__ import annotations
 
@@ -109,5 +109,7 @@ def load_private_parts(bundle: Bundle) -> PrivateParts:
 
 def _release(manifest: Manifest) -> ReleaseConfig:
     if manifest.release is None:
-        raise BundleError("method 'delta' needs a release configuration in the manifest; train the bundle again")
+        raise BundleError(
+            "method 'delta' needs a release configuration in the manifest; train the bundle again"
+        )
     return manifest.release

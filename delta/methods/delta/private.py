@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from delta.bundle.store import Bundle, CloudPart
 from delta.errors import (
     BudgetExceededError,
+    BundleError,
     CloudAnswerError,
     CloudDeadlineError,
     CloudError,
@@ -77,7 +79,9 @@ class DeltaMethod(Method):
         parts = load_private_parts(bundle)
         manifest = bundle.manifest
         if manifest.release is None:
-            raise InputError("method 'delta' needs a release configuration in the manifest")
+            raise BundleError(
+                "method 'delta' needs a release configuration in the manifest; train the bundle again"
+            )
         self._bundle = bundle
         self._main = parts.main
         self._input = manifest.input
@@ -116,7 +120,7 @@ class DeltaMethod(Method):
         return self._ledger
 
     def prepare(self, transport: Transport | None, *, deadline_s: float = 10.0) -> None:
-        """Attach a session, and warm the private modules up."""
+        """Attach a session; nothing is sent before the first record."""
         self._transport = transport
         self._deadline_s = deadline_s
 
@@ -127,7 +131,9 @@ class DeltaMethod(Method):
         transport: never on a logit (I1).
         """
         if x.dim() != 4 or tuple(x.shape[1:]) != self._input.shape or len(x) == 0:
-            raise InputError(f"expected records [n, {', '.join(map(str, self._input.shape))}], got {list(x.shape)}")
+            raise InputError(
+                f"expected records [n, {', '.join(map(str, self._input.shape))}], got {list(x.shape)}"
+            )
         started = time.perf_counter()
         released = self._releaser.release(x, ids)
         future, failure = self._send(released)
@@ -142,13 +148,18 @@ class DeltaMethod(Method):
                 answer = future.result(timeout=self._deadline_s + _GRACE_S)
                 z_cloud = check_answer(answer.tensors.get("logits"), records=len(x), classes=self._classes)
             except FutureTimeout:
+                future.cancel()
                 failure = CloudDeadlineError(f"the cloud did not answer within {self._deadline_s:g} s")
+            except CancelledError:
+                failure = CloudUnavailableError("the request was cancelled before the answer came")
             except (CloudError, RequestError) as error:
                 failure = error
         fusing = time.perf_counter()
         logits = z_main if z_cloud is None else fuse(z_main, z_cloud, alpha=self._alpha, bound=self._bound)
         ended = time.perf_counter()
-        cost = self._cost(answer, sent=future is not None, own_s=own_s + ended - fusing, wall_s=ended - started)
+        cost = self._cost(
+            answer, sent=future is not None, own_s=own_s + ended - fusing, wall_s=ended - started
+        )
         return Prediction(
             logits=logits,
             cost=cost,
@@ -184,7 +195,7 @@ class DeltaMethod(Method):
         facts = self._bundle.facts
         return Cost(
             private_ms=1e3 * own_s,
-            cloud_ms=answer.cloud_ms if answer else 0.0,
+            cloud_ms=_trusted_ms(answer.cloud_ms) if answer else 0.0,
             wall_ms=1e3 * wall_s,
             bytes_up=answer.bytes_up if answer else 0,
             bytes_down=answer.bytes_down if answer else 0,
@@ -193,6 +204,11 @@ class DeltaMethod(Method):
             cloud_macs=facts.cloud_macs,
             peak_private_mib=facts.peak_private_bytes / 2**20,
         )
+
+
+def _trusted_ms(stated: float) -> float:
+    """The cloud's word for its own time: 0 where it is no time at all (I4)."""
+    return stated if 0 <= stated < math.inf else 0.0
 
 
 def _reason(failure: Exception | None) -> str:
