@@ -22,7 +22,7 @@ def pack_bits(bits: Tensor) -> Tensor:
     """Pack `[n, k, h_m, w_m]` bool (or uint8 of zeros and ones) to `[n, B]` uint8, B = ⌈k·h_m·w_m/8⌉."""
     flat = bits.flatten(1).cpu().numpy()
     if flat.shape[1] % 8 == 0:  # one long row is packed several times faster than many short ones
-        packed = np.packbits(flat.reshape(-1)).reshape(flat.shape[0], -1)
+        packed = np.packbits(flat.reshape(-1)).reshape(flat.shape[0], flat.shape[1] // 8)
     else:
         packed = np.packbits(flat, axis=1)
     return torch.from_numpy(packed).to(bits.device)
