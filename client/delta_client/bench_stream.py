@@ -149,7 +149,7 @@ class _Echo:
     """One stream to the bare echo, on the same event loop thread as ours."""
 
     def __init__(self, address: str) -> None:
-        self._thread = LoopThread.acquire()
+        self._thread = LoopThread.shared()
         self._address = address
 
     def __enter__(self) -> _Echo:
@@ -158,7 +158,6 @@ class _Echo:
 
     def __exit__(self, *_: object) -> None:
         self._thread.run(self._channel.close())
-        self._thread.release()
 
     def drive(self, up: int, down: int, *, window: int, seconds: float) -> float:
         """Messages per second with `window` of them in flight."""

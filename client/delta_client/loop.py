@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop on a thread of its own, started by the first session and ended by the last.
+    """An event loop on a daemon thread, started by the first session and never ended.
 
-    gRPC's asyncio layer serves several loops of one process poorly, hence one for all.
+    gRPC's asyncio layer has one poller a process, which goes on calling every loop that it has ever served: a
+    closed one fails there. So there is one for all sessions, and it outlives them.
     """
 
     _guard = threading.Lock()
     _shared: LoopThread | None = None
 
     def __init__(self) -> None:
-        self._users = 0
         self.loop = _new_loop()
         self._thread = threading.Thread(target=self._run, name="delta-client", daemon=True)
         self._thread.start()
@@ -33,24 +33,12 @@ class LoopThread:
         return self._thread.ident
 
     @classmethod
-    def acquire(cls) -> LoopThread:
-        """The shared loop, started if need be; each call needs one `release`."""
+    def shared(cls) -> LoopThread:
+        """The process's loop, started if need be."""
         with cls._guard:
             if cls._shared is None:
                 cls._shared = cls()
-            cls._shared._users += 1
             return cls._shared
-
-    def release(self) -> None:
-        """Let go of it; the last user ends the thread."""
-        with self._guard:
-            self._users -= 1
-            if self._users:
-                return
-            LoopThread._shared = None
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it; never from the loop itself."""
@@ -59,7 +47,6 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

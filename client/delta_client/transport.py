@@ -149,7 +149,7 @@ class GrpcTransport:
         self._max_answer_bytes = max_answer_bytes
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._thread: LoopThread | None = LoopThread.acquire()
+        self._thread: LoopThread | None = LoopThread.shared()
         self._predict: _Lane | None = None
         self._exchange: _Lane | None = None
         self._handshake = (0, 0)
@@ -201,7 +201,6 @@ class GrpcTransport:
         for lane in (self._predict, self._exchange):
             if lane is not None:
                 thread.run(lane.close())
-        thread.release()
 
     def __enter__(self) -> Self:
         return self
