@@ -21,12 +21,22 @@ def _block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
 class Decoder(nn.Module):
     """A two-level U-Net from ±1 bits `[n, k, h_m, w_m]` to images `[n, channels, height, width]` in [0, 1].
 
+    It starts from the mean image of the attacker's own data, so that bits which say nothing give the mean.
     Small enough for a demo; a strong attack has more levels and more epochs, so its score is a lower bound
     on what leaks.
+
+    Args:
+        message_shape: `(k, h_m, w_m)`.
+        mean: mean image of the attacker's own data, `[channels, height, width]` in [0, 1].
+        width: channels of the first level.
     """
 
-    def __init__(self, *, message_shape: tuple[int, int, int], image_shape: tuple[int, int, int], width: int = 24):
+    mean_logit: Tensor
+
+    def __init__(self, *, message_shape: tuple[int, int, int], mean: Tensor, width: int = 16) -> None:
         super().__init__()
+        image_shape = mean.shape
+        self.register_buffer("mean_logit", mean.clamp(0.004, 0.996).logit())
         self.size = image_shape[1:]
         self.enter = _block(message_shape[0], width)
         self.down1 = _block(width, 2 * width, stride=2)
@@ -34,6 +44,7 @@ class Decoder(nn.Module):
         self.up1 = _block(6 * width, 2 * width)
         self.up2 = _block(3 * width, width)
         self.leave = nn.Conv2d(width, image_shape[0], 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
 
     def forward(self, bits: Tensor) -> Tensor:
         """±1 bits to images."""
@@ -45,7 +56,7 @@ class Decoder(nn.Module):
         third = self.down2(second)
         y = self.up1(torch.cat([_resize(third, second), second], dim=1))
         y = self.up2(torch.cat([_resize(y, first), first], dim=1))
-        return torch.sigmoid(self.leave(y))
+        return torch.sigmoid(self.mean_logit + self.leave(y))
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
@@ -77,9 +88,8 @@ def train_decoder(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shape = tuple(int(size) for size in bits.shape[1:])
-        image_shape = tuple(int(size) for size in images.shape[1:])
-        decoder = Decoder(message_shape=(shape[0], shape[1], shape[2]), image_shape=(image_shape[0], image_shape[1], image_shape[2]))
+        _, k, height, width = bits.shape
+        decoder = Decoder(message_shape=(k, height, width), mean=images.mean(0))
         decoder = decoder.to(memory_format=torch.channels_last)
         steps = epochs * max(1, len(bits) // batch)
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3, weight_decay=1e-3, foreach=True)

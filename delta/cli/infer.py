@@ -28,12 +28,12 @@ def infer(
 ) -> None:
     """Classify images. Nothing but the release leaves this process."""
     import torch
+    from delta_client import Client
 
     from delta.bundle.store import load_bundle
     from delta.data.images import find_images, load_image
     from delta.errors import CloudUnavailableError
     from delta.release.ids import RecordIds
-    from delta_client import Client
 
     loaded = load_bundle(bundle)
     spec = loaded.manifest.input

@@ -32,7 +32,7 @@ class DemoSettings:
     seed: int = 0
     batch: int = 32
     device: str = "cpu"
-    attack_seconds: float = 8.0
+    attack_seconds: float = 7.0
     gallery: int = 8
     show_records: bool = True
 
@@ -50,7 +50,7 @@ class DemoSettings:
             offload=self.offload,
             backbone="fixed",
             whole=FitConfig(epochs=8 if colour else 4),
-            main=MainConfig(max_macs=600_000 if colour else 150_000),
+            main=MainConfig(max_macs=600_000 if colour else 90_000),
             main_fit=FitConfig(epochs=12, learning_rate=1e-2),
             cloud_fit=FitConfig(epochs=8 if colour else 5),
             augment="shift+flip" if colour else "none",

@@ -17,8 +17,8 @@ def fit_alpha(
     """α of `z_main + α·clip(z_cloud, −B, B)`, in [0, α_max].
 
     The likelihood of the labels under softmax(a·z_main + b·clip(z_cloud)) is concave in (a, b); α = b/a at
-    its maximum, which calibrates z_main by the way. Where the cloud's term does not raise the likelihood by more
-    than chance would (likelihood ratio, 5 %), α is 0: the cloud is then of no use.
+    its maximum, which calibrates z_main by the way. Where the cloud's term does not raise the likelihood by
+    more than chance would (likelihood ratio, 5 %), α is 0: the cloud is then of no use.
 
     Args:
         z_main: the main model's logits on held-out records, `[n, classes]`.

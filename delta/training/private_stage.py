@@ -12,6 +12,7 @@ from delta.data.records import Dataset
 from delta.decomposition.basis import iteration_start, pca_basis, synthetic_images
 from delta.decomposition.decomposer import Decomposer
 from delta.errors import ConfigError
+from delta.models.crop import crop_for
 from delta.models.fixed_stem import FixedStem
 from delta.models.main_model import build_main
 from delta.models.splitting import Parts
@@ -20,9 +21,8 @@ from delta.training.cache import WeightCache
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, augmented, distillation_loss, fit, logits_of, placed, quiet
 
-__all__ = ["Labelled", "PrivateStage", "crop_of", "input_spec", "train_private_stage"]
+__all__ = ["Labelled", "PrivateStage", "input_spec", "train_private_stage"]
 
-_BLOCKS = (16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
 _SYNTHETIC_IMAGES = 256
 
 
@@ -80,13 +80,6 @@ class PrivateStage:
 def input_spec(shape: tuple[int, int, int]) -> InputSpec:
     """Preprocessing by constants: statistics of private images would be part of the release configuration."""
     return InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
-
-
-def crop_of(config: TrainConfig, ir_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Block M and kept size m: as configured, or the largest usual block that divides the IR, and its half."""
-    _, height, width = ir_shape
-    block = config.block or next(m for m in _BLOCKS if height % m == 0 and width % m == 0)
-    return block, config.keep or max(1, block // 2)
 
 
 def train_private_stage(
@@ -211,7 +204,7 @@ def _decomposer_of(
     parts: Parts, config: TrainConfig, *, basis: Tensor | None = None, start: Tensor | None = None
 ) -> Decomposer:
     channels, height, width = parts.ir_shape
-    block, keep = crop_of(config, parts.ir_shape)
+    block, keep = crop_for(parts.ir_shape, block=config.block, keep=config.keep)
     return Decomposer(
         channels=channels,
         height=height,
@@ -232,7 +225,7 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
         device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
         with torch.no_grad():
-            samples = backbone(input_spec(parts.input_shape).preprocess(images).to(device))
+            samples = backbone(images.to(device))  # they are made as preprocessed records
         basis = pca_basis(samples.float().cpu(), config.rank)
         note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
     else:
