@@ -16,12 +16,12 @@ from torch import Tensor
 
 from delta.bundle.manifest import Architecture, Manifest, PrivateFacts
 from delta.bundle.store import Bundle, CloudPart, weights_hash
-from delta.errors import BundleError, CloudError
+from delta.errors import BundleError, CloudAnswerError, CloudError, InputError, RequestError
 from delta.methods.base import Cost, Method, MethodFacts, Prediction, RecordIds
 from delta.methods.registry import register_method
 from delta.methods.schema import PREDICT, CloudHalf, Operation, TensorSpec
 from delta.release.config import InputSpec
-from delta.transport.base import Transport
+from delta.transport.base import Answer, Transport
 
 POISON = 255
 """First byte of a record on which `predict` fails."""
@@ -119,29 +119,33 @@ class ToyMethod(Method):
         self.transport, self.deadline_s = transport, deadline_s
 
     def infer(self, x: Tensor, ids: RecordIds | None = None) -> Prediction:
-        bits = x.reshape(x.shape[0], -1).to(torch.uint8)
-        logits, used, reason, detail, up, down, cloud_ms = (
-            torch.zeros(x.shape[0], 4),
-            False,
-            "no-cloud",
-            "",
-            0,
-            0,
-            0.0,
-        )
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.manifest.input.shape or not len(x):
+            raise InputError(f"expected records [n, *{self.manifest.input.shape}], got {list(x.shape)}")
+        if not bool(x.isfinite().all()):
+            raise InputError("a record holds NaN or infinite values")
+        answers: list[Answer] = []
+        sent = 0
+        logits, reason, detail = torch.zeros(len(x), 4), "no-cloud", ""
         if self.transport is not None:
+            request = {"bits": x.reshape(len(x), -1).to(torch.uint8)}
             try:
-                first = self.transport.submit(PREDICT, {"bits": bits}, deadline_s=self.deadline_s).result()
-                total = first.tensors["logits"].sum(0)
-                second = self.transport.submit(
-                    "accumulate", {"x": total}, deadline_s=self.deadline_s
-                ).result()
-                logits, used, reason = first.tensors["logits"], True, ""
-                up, down = first.bytes_up + second.bytes_up, first.bytes_down + second.bytes_down
-                cloud_ms = first.cloud_ms + second.cloud_ms
-            except CloudError as error:
+                for op, name in ((PREDICT, "logits"), ("accumulate", "total")):
+                    sent += 1
+                    future = self.transport.submit(op, request, deadline_s=self.deadline_s)
+                    answers.append(future.result(timeout=self.deadline_s + 0.2))
+                    value = answers[-1].tensors.get(name)
+                    shape = (len(x), 4) if op == PREDICT else (4,)
+                    if value is None or value.shape != shape or not bool(value.isfinite().all()):
+                        raise CloudAnswerError(f"{op}: not a valid answer")
+                    request = {"x": value.float().sum(0) if op == PREDICT else value}
+                logits, reason = answers[0].tensors["logits"].float(), ""
+            except (CloudError, RequestError, TimeoutError) as error:
                 reason, detail = "unreachable", str(error)
-        return Prediction(logits, Cost(0.0, cloud_ms, 0.0, up, down, 2, 0, 0, 0.0), used, reason, detail)
+        cloud_ms = sum(answer.cloud_ms for answer in answers if 0 <= answer.cloud_ms < 1e9)
+        up, down = (sum(getattr(a, name) for a in answers) for name in ("bytes_up", "bytes_down"))
+        return Prediction(
+            logits, Cost(0.0, cloud_ms, 0.0, up, down, sent, 0, 0, 0.0), not reason, reason, detail
+        )
 
 
 def toy_bundle(
