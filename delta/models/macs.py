@@ -84,7 +84,7 @@ def decomposition_macs(
     k: int,
     offload: Literal["residual", "principal"] = "residual",
 ) -> int:
-    """What the decomposition and the message map execute, per record.
+    """What the decomposition and the message map execute, per record of a batch.
 
     With A `[k, c]` the message map, D_h `[h', h]` and D_w `[w', w]` the spatial basis, a(j) and s(j) the
     spatial analysis and synthesis of j maps, and n the maps that are analysed in one go (r + k where k ≤ r,
@@ -94,13 +94,15 @@ def decomposition_macs(
                      p = D_h (Uᵀφ) D_wᵀ      a(n), a(j) = j·(h'·h·w + h'·w·w')
         svd          Gram matrix φ·φᵀ        c²·h·w
                      U·p, read by M_main     c·r·h'·w'
-        residual     A·U, (A·U)·p            k·c·r + k·r·h'·w'
+        residual     A·U, for svd            k·c·r
+                     (A·U)·p                 k·r·h'·w'
                      D_hᵀ (A·U·p) D_w        s(k), s(j) = j·(h'·w'·w + h·h'·w)
         residual, all channels (k = c): no A; p is synthesised, s(r), and raised to c channels, c·r·h·w
         principal    A·p                     k·r·h'·w', nothing for all channels (k = r)
 
     The residual's message is A·φ − A·φ̂: but for k = c the residual is never formed as a whole. The eigenvalue
-    problem of the Gram matrix (c×c, of order c³) is no matrix product and is not counted.
+    problem of the Gram matrix (c×c, of order c³) is no matrix product and is not counted. Nor are A·U for
+    pca, one product a batch, and the second copy beside which a lone record is multiplied.
 
     Args:
         ir_shape: `(c, h, w)`.
@@ -123,7 +125,8 @@ def decomposition_macs(
     if k == c:
         return total + rank * (analysis + synthesis) + c * rank * h * w
     total += (rank + k if k <= rank else rank) * analysis + k * synthesis
-    return total + k * c * h * w + k * c * rank + k * rank * kept_h * kept_w
+    total += k * c * rank if basis == "svd" else 0
+    return total + k * c * h * w + k * rank * kept_h * kept_w
 
 
 def _count_on_meta(module: nn.Module, records: tuple[Tensor, ...]) -> dict[str, int]:

@@ -46,6 +46,16 @@ class Parts:
     classes: int
     architecture: Architecture | None
 
+    def to(self, target: torch.device | torch.dtype | str) -> Parts:
+        """Move the model and both halves, in place; moving the model alone leaves buffers behind.
+
+        Weights stay shared. A buffer that a traced forward reads by itself, such as a mean to subtract, is
+        held by the half as well.
+        """
+        for module in (self.model, self.backbone, self.body):
+            module.to(target)
+        return self
+
     def plan(self, **settings: Any) -> Plan:  # noqa: ANN401
         """What running the model under Delta costs; settings as for `delta.models.plan.plan`."""
         from delta.models.plan import plan  # plan imports Parts

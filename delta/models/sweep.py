@@ -171,4 +171,4 @@ def energy_kept(
         ).to(phi.device)
         kept = decomposer(phi).principal.to(torch.float64).square().sum()
         whole = phi.to(torch.float64).square().sum()
-    return float(kept / whole) if float(whole) > 0 else 1.0
+    return min(float(kept / whole), 1.0) if float(whole) > 0 else 1.0  # rounding may pass 1
