@@ -18,7 +18,7 @@ from delta.methods.base import Method, RecordIds
 from delta.methods.registry import method_class
 from tests.clouds import Script, ScriptedCloud, Sent, honest, hostile_clouds
 
-DEADLINE_S = 0.05
+DEADLINE_S = 0.02
 
 Make = Callable[[Bundle], Method]
 Batch = tuple[Tensor, RecordIds]

@@ -216,7 +216,8 @@ def test_a_breaking_cloud_half_gives_a_reason_and_tells_no_private_value(one_a_m
     assert "[" not in text.replace("[n", "")  # no tensor, no list
 
 
-def test_what_it_declares_of_non_interference_is_true(case):
+def test_what_it_declares_of_non_interference_is_true(one_a_method):
+    case = one_a_method
     batches = [
         (case.records[:2], case.ids(2)),
         (case.records[2:], RecordIds(["c", "d"], ["s", "t"])),

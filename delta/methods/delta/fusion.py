@@ -13,6 +13,8 @@ __all__ = ["certified_fraction", "check_answer", "fuse"]
 def check_answer(logits: Tensor | None, *, records: int, classes: int) -> Tensor:
     """The cloud's logits `[records, classes]` as float32, or an error: an answer is untrusted input (I4).
 
+    No gradient comes with them (I3): a cloud half of this process might hold its graph.
+
     Raises:
         CloudAnswerError: absent, of another shape or type, or not finite.
     """
@@ -25,7 +27,7 @@ def check_answer(logits: Tensor | None, *, records: int, classes: int) -> Tensor
         )
     if not bool(torch.isfinite(logits).all()):
         raise CloudAnswerError("the cloud's answer is not finite")
-    return logits
+    return logits.detach()
 
 
 def fuse(z_main: Tensor, z_cloud: Tensor, *, alpha: float, bound: float) -> Tensor:
