@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -86,6 +87,11 @@ class DeltaServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
 
+    @property
+    def sessions(self) -> Collection[object]:
+        """The open streams."""
+        return self._services.sessions
+
     async def stop(self) -> None:
         """Drain: refuse what is new, finish what is in flight, then stop; idempotent."""
         if self._stopping is None:
@@ -106,6 +112,11 @@ class ServerThread:
 
     Args:
         config: settings; signals are left alone.
+
+    Attributes:
+        address: HOST:PORT, once entered.
+        loop: the server's event loop.
+        server: the server itself.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -131,15 +142,20 @@ class ServerThread:
     ) -> None:
         self.stop()
 
+    @property
+    def models(self) -> ModelStore:
+        """The hosted models."""
+        return self._models
+
     def stop(self) -> None:
         """Drain and end the thread; idempotent."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            self.loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
     async def _main(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = DeltaServer(self._config, self._models)
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.server = server = DeltaServer(self._config, self._models)
         try:
             self.address = await server.start()
         except DeltaError as error:

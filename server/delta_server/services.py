@@ -44,13 +44,16 @@ class Services:
         config: settings.
         models: the hosted models.
         batcher: which runs their operations.
+
+    Attributes:
+        sessions: the open streams.
     """
 
     def __init__(self, config: ServerConfig, models: ModelStore, batcher: Batcher) -> None:
         self._config = config
         self._models = models
         self._batcher = batcher
-        self._sessions: set[StreamSession] = set()
+        self.sessions: set[StreamSession] = set()
         self._draining = False
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -75,7 +78,7 @@ class Services:
     def drain(self) -> None:
         """Open no more sessions, and ask those that are open to end."""
         self._draining = True
-        for session in self._sessions:
+        for session in self.sessions:
             session.drain()
 
     def _unary(
@@ -94,16 +97,16 @@ class Services:
             async def run() -> None:
                 if self._draining:
                     raise CloudUnavailableError("the server is stopping; connect again later")
-                if len(self._sessions) >= self._config.max_streams:
+                if len(self.sessions) >= self._config.max_streams:
                     raise CloudOverloadedError(
                         f"{self._config.max_streams} streams are open already; connect again later"
                     )
                 session = kind(context, self._models, self._batcher, self._config)
-                self._sessions.add(session)
+                self.sessions.add(session)
                 try:
                     await session.run()
                 finally:
-                    self._sessions.discard(session)
+                    self.sessions.discard(session)
 
             await self._guard(context, run)
 

@@ -12,7 +12,6 @@ from delta_client import GrpcTransport
 from delta.errors import CloudDeadlineError, CloudError, CloudUnavailableError, RequestError
 from delta.transport.inprocess import InProcessTransport
 from delta.transport.shaped import ShapedTransport
-from tests.cloud_fixtures import toy_cloud, toy_dir  # noqa: F401
 from tests.toy_method import NAN, POISON, ToyMethod, toy_bundle
 
 DEADLINE_S = 20.0
