@@ -6,14 +6,14 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Sequence
+from typing import NoReturn, ParamSpec, cast
 
 import typer
 
 from delta.cli import bench, demo, export, infer, plan, serve
 from delta.cli.output import complain
-from delta.errors import DeltaError, InternalError, spec_of
+from delta.errors import ConfigError, DeltaError, InternalError, spec_of
 
 __all__ = ["app", "main"]
 
@@ -71,6 +71,23 @@ _bench.command("micro")(_guarded(bench.micro))
 app.add_typer(_bench, name="bench")
 
 
-def main() -> None:
-    """Entry point of `delta` and `delta-split`."""
-    app()
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
+"""The base of wrong options and arguments: typer brings it, and does not export it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of `delta` and `delta-split`.
+
+    Args:
+        arguments: of the command; none for those of the process.
+    """
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # the help itself
+        else:
+            where = error.ctx.command_path if error.ctx is not None else "delta"
+            complain(f"{error.format_message().rstrip('.')}; see: {where} --help")
+        code = spec_of(ConfigError).exit_code
+    sys.exit(code or 0)

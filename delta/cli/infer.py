@@ -19,10 +19,13 @@ __all__ = ["infer", "noise_key_of"]
 def infer(
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     bundle: Annotated[Path, typer.Option(help="Folder of the whole bundle.")],
-    cloud: Annotated[str | None, typer.Option(help="HOST:PORT of the cloud; none runs the main model alone.")] = None,
+    cloud: Annotated[str | None, typer.Option(help="HOST:PORT; none runs the main model alone.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a request.")] = 32,
-    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds until the main model answers alone.")] = 10.0,
-    noise_key: Annotated[Path | None, typer.Option(help="Key of the noise; default: noise.key beside the bundle.")] = None,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the cloud.")] = 10.0,
+    noise_key: Annotated[
+        Path | None,
+        typer.Option(help="Key of the noise, drawn on first use; default: noise.key beside the bundle."),
+    ] = None,
     require_cloud: Annotated[bool, typer.Option(help="Fail where the cloud's answer is missing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
@@ -35,13 +38,15 @@ def infer(
     from delta.errors import CloudUnavailableError
     from delta.release.ids import RecordIds
 
+    _check_address(cloud)
     loaded = load_bundle(bundle)
     spec = loaded.manifest.input
     files = find_images(paths)
     channels, height, width = spec.shape
     images = torch.stack([load_image(path, channels=channels, size=(height, width)) for path in files])
     records = spec.preprocess(images)
-    key = noise_key_of(bundle, noise_key) if loaded.manifest.release and loaded.manifest.release.sigma else None
+    release = loaded.manifest.release
+    key = noise_key_of(bundle, noise_key) if release is not None and release.sigma is not None else None
 
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
@@ -63,7 +68,7 @@ def infer(
                 )
     fallen = [p for p in predictions if not p.used_cloud and p.reason != "no-cloud"]
     if fallen and require_cloud:
-        raise CloudUnavailableError(_advice(fallen[0], cloud))
+        raise CloudUnavailableError(_advice(fallen[0]))
     summary = _summary(predictions, len(files))
     write_json(json, {"records": rows, **summary, "tee": "simulated"})
     if str(json) != "-":
@@ -80,37 +85,50 @@ def infer(
                 for row in rows
             ],
         )
+        ms, size = summary["ms_per_record"], summary["bytes_per_record"]
         say(
-            f"{len(files)} images: private {summary['ms_per_record']['private']:.2f} ms, "
-            f"cloud {summary['ms_per_record']['cloud']:.2f} ms, wall {summary['ms_per_record']['wall']:.2f} ms, "
-            f"{summary['bytes_per_record']['up']:.0f} bytes up and {summary['bytes_per_record']['down']:.0f} down "
-            "a record (tee: simulated)"
+            f"{len(files)} images: private {ms['private']:.2f} ms, cloud {ms['cloud']:.2f} ms, "
+            f"wall {ms['wall']:.2f} ms, {size['up']:.0f} bytes up and {size['down']:.0f} down a record "
+            "(tee: simulated)"
         )
     if fallen:
-        warn(_advice(fallen[0], cloud))
+        warn(_advice(fallen[0]))
 
 
 def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
     """The owner's noise key: at `path`, or `noise.key` beside the bundle's folder; drawn on first use."""
+    from delta.errors import ConfigError
     from delta.release.noise import NoiseKey
 
     where = path or bundle.absolute().parent / "noise.key"
-    if where.exists():
-        return NoiseKey.load(where)
-    key = NoiseKey.generate()
-    key.save(where)
-    return key
+    if not where.exists():
+        try:
+            NoiseKey.generate().save(where)
+        except ConfigError:
+            if not where.exists():  # otherwise another process was first: its key serves both
+                raise
+    return NoiseKey.load(where)
 
 
-def _advice(prediction: Prediction, cloud: str | None) -> str:
+def _check_address(cloud: str | None) -> None:
+    from delta_server.config import parse_listen
+
+    from delta.errors import ConfigError
+
+    if cloud is not None and parse_listen(cloud)[1] == 0:
+        raise ConfigError(f"{cloud!r} names no port; give the HOST:PORT that the cloud has printed")
+
+
+def _advice(prediction: Prediction) -> str:
     mend = {
-        "unreachable": f"start one with: delta serve --bundle DIR --listen {cloud}",
+        "unreachable": "look at the cloud's log",
         "deadline": "raise --deadline, or look at the cloud's load",
         "overloaded": "try again later, or raise --queue of the cloud",
         "mismatch": "serve the cloud part of this very bundle",
         "budget": "the subject's privacy budget is spent",
     }.get(prediction.reason, "look at the cloud's log")
-    return f"the main model answered alone ({prediction.reason}): {prediction.detail}; {mend}"
+    text = f"the main model answered alone ({prediction.reason}): {prediction.detail}"
+    return text if ";" in prediction.detail else f"{text}; {mend}"  # most details say what to do already
 
 
 def _summary(predictions: list[Prediction], records: int) -> dict[str, Any]:

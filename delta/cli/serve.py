@@ -11,23 +11,27 @@ __all__ = ["serve"]
 
 
 def serve(
-    bundle: Annotated[list[Path], typer.Option(help="Folder of a bundle, or of its exported cloud part; repeatable.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 lets the system choose.")] = "127.0.0.1:50051",
+    bundle: Annotated[list[Path], typer.Option(help="Folder of a bundle or of its cloud part; repeatable.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0: any free one.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     max_batch: Annotated[int, typer.Option(help="Records that one model call may join.")] = 256,
     max_delay_ms: Annotated[float, typer.Option(help="Longest wait for more records while busy.")] = 2.0,
     queue: Annotated[int, typer.Option(help="Records that may wait; beyond it RESOURCE_EXHAUSTED.")] = 4096,
     threads: Annotated[int | None, typer.Option(help="Threads of the model; default: all cores.")] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="Import path pkg.mod:callable that a bundle may build; repeatable.")
+        list[str] | None, typer.Option(help="pkg.mod:callable that a bundle may build; repeatable.")
     ] = None,
-    plugin: Annotated[list[str] | None, typer.Option(help="Module that registers methods; repeatable.")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="Write the port here once listening.")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Module that registers methods; repeatable.")
+    ] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write HOST:PORT here once listening.")] = None,
 ) -> None:
     """Serve the cloud part of bundles over gRPC. The private half of a bundle is never read."""
     from delta_server.app import run
     from delta_server.config import ServerConfig, parse_listen
+    from delta_server.log import log_to_stderr
 
+    log_to_stderr()
     host, port = parse_listen(listen)
     run(
         ServerConfig.parse(
