@@ -27,7 +27,9 @@ def explain(error: ValidationError) -> str:
     for fault in error.errors(include_url=False):
         where = ".".join(str(part) for part in fault["loc"]) or "(top level)"
         value = fault.get("input")
-        got = f", got {value!r}" if isinstance(value, (bool, int, float, str)) and len(str(value)) < 60 else ""
+        got = (
+            f", got {value!r}" if isinstance(value, (bool, int, float, str)) and len(str(value)) < 60 else ""
+        )
         faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(faults)
 

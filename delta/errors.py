@@ -165,7 +165,9 @@ class ErrorSpec:
 CATALOG: dict[type[DeltaError], ErrorSpec] = {
     DeltaError: ErrorSpec("delta", "UNKNOWN", "the operation failed", 1),
     ConfigError: ErrorSpec("config", "INVALID_ARGUMENT", "a setting is wrong", 2),
-    PrivacyParameterError: ErrorSpec("privacy-parameter", "INVALID_ARGUMENT", "a privacy parameter is wrong", 2),
+    PrivacyParameterError: ErrorSpec(
+        "privacy-parameter", "INVALID_ARGUMENT", "a privacy parameter is wrong", 2
+    ),
     InputError: ErrorSpec("input", "INVALID_ARGUMENT", "an input cannot be read", 3),
     DataError: ErrorSpec("data", "INVALID_ARGUMENT", "a data set cannot be read", 3),
     ModelError: ErrorSpec("model", "FAILED_PRECONDITION", "a model cannot be built", 4),
@@ -175,9 +177,13 @@ CATALOG: dict[type[DeltaError], ErrorSpec] = {
     MethodError: ErrorSpec("method", "FAILED_PRECONDITION", "the method cannot do this", 4),
     UnknownMethodError: ErrorSpec("unknown-method", "NOT_FOUND", "no such method or operation", 4, True),
     DuplicateMethodError: ErrorSpec("duplicate-method", "ALREADY_EXISTS", "the method exists already", 4),
-    TrainingUnsupportedError: ErrorSpec("training-unsupported", "UNIMPLEMENTED", "the method cannot train", 4),
+    TrainingUnsupportedError: ErrorSpec(
+        "training-unsupported", "UNIMPLEMENTED", "the method cannot train", 4
+    ),
     CloudError: ErrorSpec("cloud", "UNAVAILABLE", "the cloud failed", 7),
-    CloudUnavailableError: ErrorSpec("cloud-unavailable", "UNAVAILABLE", "the cloud is not available", 7, True),
+    CloudUnavailableError: ErrorSpec(
+        "cloud-unavailable", "UNAVAILABLE", "the cloud is not available", 7, True
+    ),
     CloudDeadlineError: ErrorSpec("cloud-deadline", "DEADLINE_EXCEEDED", "the deadline passed", 7, True),
     CloudOverloadedError: ErrorSpec("cloud-overloaded", "RESOURCE_EXHAUSTED", "the queue is full", 7, True),
     CloudMismatchError: ErrorSpec(

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
+from delta_client import Client
+from delta_server.launch import ServerProcess
 from torch import nn
 
 import delta
-from delta_client import Client
-from delta_server.launch import ServerProcess
 
 HERE = Path(__file__).parent
 

@@ -153,18 +153,17 @@ def toy_bundle(
 ) -> Bundle:
     """A bundle of the toy method with 4 classes."""
     cloud = {"weight": torch.tensor(weight)}
-    fields: dict[str, Any] = {
-        "name": name,
-        "method": "toy",
-        "input": InputSpec(shape=(1, 1, payload_bytes), mean=(0.0,), std=(1.0,)),
-        "class_names": ("a", "b", "c", "d"),
-        "architecture": Architecture(target=target),
-        "settings": {"payload_bytes": payload_bytes},
-        "logit_bound": 10.0,
-        "labels": "none",
-        "cloud_weights_hash": weights_hash(cloud),
-    }
-    named = Manifest.model_construct(**fields, cloud_hash="").computed_cloud_hash()
+    manifest = Manifest.sealed(
+        name=name,
+        method="toy",
+        input=InputSpec(shape=(1, 1, payload_bytes), mean=(0.0,), std=(1.0,)),
+        class_names=("a", "b", "c", "d"),
+        architecture=Architecture(target=target),
+        settings={"payload_bytes": payload_bytes},
+        logit_bound=10.0,
+        labels="none",
+        cloud_weights_hash=weights_hash(cloud),
+    )
     facts = PrivateFacts(
         fusion="sum",
         alpha=1.0,
@@ -175,4 +174,4 @@ def toy_bundle(
         cloud_macs=0,
         peak_private_bytes=0,
     )
-    return Bundle(Manifest(**fields, cloud_hash=named), facts, {}, cloud)
+    return Bundle(manifest, facts, {}, cloud)

@@ -18,7 +18,8 @@ from delta.data.records import Dataset, DataSplits
 from delta.models.splitting import Parts, split
 from delta.release.noise import NoiseKey
 from delta.training.api import lineage_of
-from delta.training.cloud_stage import CloudStage, assemble_bundle, train_cloud_stage
+from delta.training.assemble import assemble_bundle
+from delta.training.cloud_stage import CloudStage, train_cloud_stage
 from delta.training.config import FitConfig, MainConfig, NoiseConfig, TrainConfig
 from delta.training.private_stage import Labelled, PrivateStage, train_private_stage
 

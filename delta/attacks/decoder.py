@@ -7,14 +7,16 @@ import time
 import torch
 from torch import Tensor, nn
 
-from delta.training.fit import Progress, quiet
+from delta.training.fit import Progress, placed, quiet
 
 __all__ = ["Decoder", "reconstruct", "train_decoder"]
 
 
 def _block(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
     )
 
 
@@ -90,7 +92,7 @@ def train_decoder(
         torch.manual_seed(seed)
         _, k, height, width = bits.shape
         decoder = Decoder(message_shape=(k, height, width), mean=images.mean(0))
-        decoder = decoder.to(memory_format=torch.channels_last)
+        placed(decoder, bits.device)
         steps = epochs * max(1, len(bits) // batch)
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3, weight_decay=1e-3, foreach=True)
         deadline = time.monotonic() + seconds
@@ -111,10 +113,11 @@ def train_decoder(
             if spent >= 1:
                 break
         progress(stage, steps, steps)
-    return decoder.eval()
+    decoder.eval()
+    return decoder
 
 
 @torch.inference_mode()
 def reconstruct(decoder: Decoder, bits: Tensor, *, batch: int = 250) -> Tensor:
     """Images `[n, c, h, w]` drawn from ±1 bits `[n, k, h_m, w_m]`."""
-    return torch.cat([decoder(part) for part in bits.split(batch)]).clone()
+    return torch.cat([decoder(part) for part in torch.split(bits, batch)]).clone()

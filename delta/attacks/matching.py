@@ -40,9 +40,11 @@ def bit_likelihood(bits: Tensor, messages: Tensor, *, sigma: float | None) -> Te
     b = bits.double()
     if sigma is None:
         sign = (messages >= 0).double()
-        return b @ sign.T + (1 - b) @ (1 - sign).T
+        equal: Tensor = b @ sign.T + (1 - b) @ (1 - sign).T
+        return equal
     scaled = messages.double() / sigma
-    return b @ torch.special.log_ndtr(scaled).T + (1 - b) @ torch.special.log_ndtr(-scaled).T
+    likelihood: Tensor = b @ torch.special.log_ndtr(scaled).T + (1 - b) @ torch.special.log_ndtr(-scaled).T
+    return likelihood
 
 
 def match_candidates(

@@ -89,18 +89,17 @@ class ZeroMethod(Method):
 def zero_bundle(*, payload_bytes: int = 128, classes: int = 10) -> Bundle:
     """A bundle of the method for records of `payload_bytes`."""
     cloud: dict[str, Tensor] = {}
-    fields: dict[str, Any] = {
-        "name": "bench-zero",
-        "method": "bench-zero",
-        "input": InputSpec(shape=(1, 1, payload_bytes), mean=(0.0,), std=(1.0,)),
-        "class_names": tuple(str(number) for number in range(classes)),
-        "architecture": Architecture(target="delta.bench.zero_method:ZeroHalf"),
-        "settings": {"payload_bytes": payload_bytes},
-        "logit_bound": 1.0,
-        "labels": "none",
-        "cloud_weights_hash": weights_hash(cloud),
-    }
-    cloud_hash = Manifest.model_construct(**fields, cloud_hash="").computed_cloud_hash()
+    manifest = Manifest.sealed(
+        name="bench-zero",
+        method="bench-zero",
+        input=InputSpec(shape=(1, 1, payload_bytes), mean=(0.0,), std=(1.0,)),
+        class_names=tuple(str(number) for number in range(classes)),
+        architecture=Architecture(target="delta.bench.zero_method:ZeroHalf"),
+        settings={"payload_bytes": payload_bytes},
+        logit_bound=1.0,
+        labels="none",
+        cloud_weights_hash=weights_hash(cloud),
+    )
     facts = PrivateFacts(
         fusion="sum",
         alpha=1.0,
@@ -111,4 +110,4 @@ def zero_bundle(*, payload_bytes: int = 128, classes: int = 10) -> Bundle:
         cloud_macs=0,
         peak_private_bytes=0,
     )
-    return Bundle(Manifest(**fields, cloud_hash=cloud_hash), facts, {}, cloud)
+    return Bundle(manifest, facts, {}, cloud)

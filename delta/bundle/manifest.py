@@ -26,7 +26,7 @@ class Architecture(Strict):
     """
 
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     split_at: str = ""
 
 
@@ -57,10 +57,10 @@ class Manifest(Strict):
     class_names: tuple[str, ...] = Field(min_length=2)
     architecture: Architecture
     release: ReleaseConfig | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     logit_bound: float = Field(gt=0)
     labels: Literal["none", "disclosed"] = "disclosed"
-    lineage: dict[str, str] = {}
+    lineage: dict[str, str] = Field(default_factory=dict)
     release_hash: str = ""
     cloud_weights_hash: str
     cloud_hash: str
@@ -87,6 +87,19 @@ class Manifest(Strict):
                 "weights": self.cloud_weights_hash,
             }
         )
+
+    @classmethod
+    def sealed(cls, **fields: Any) -> Self:  # noqa: ANN401
+        """A manifest of the given fields, its `release_hash` and `cloud_hash` computed.
+
+        Raises:
+            ConfigError: one line with every fault.
+        """
+        release: ReleaseConfig | None = fields.get("release")
+        draft = cls.model_construct(
+            **fields, release_hash=release.release_hash if release else "", cloud_hash=""
+        )
+        return cls.parse({**draft.model_dump(), "cloud_hash": draft.computed_cloud_hash()}, what="manifest")
 
     @property
     def binding(self) -> Binding:
@@ -124,4 +137,4 @@ class PrivateFacts(Strict):
     private_macs: int = Field(ge=0)
     cloud_macs: int = Field(ge=0)
     peak_private_bytes: int = Field(ge=0)
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = Field(default_factory=dict)

@@ -114,7 +114,9 @@ def load_bundle(directory: Path) -> Bundle:
     part = load_cloud_part(directory)
     path = directory / FACTS
     if not path.exists():
-        raise BundleError(f"{directory} holds only the cloud part ({FACTS} is missing); use the whole bundle here")
+        raise BundleError(
+            f"{directory} holds only the cloud part ({FACTS} is missing); use the whole bundle here"
+        )
     try:
         facts = PrivateFacts.model_validate_json(_read(path))
     except ValidationError as error:
@@ -167,9 +169,9 @@ def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
 def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Write files into a fresh folder beside the target, sync, and rename it into place."""
     directory = directory.absolute()
-    if directory.exists() and not (directory / MANIFEST).exists():
-        if not directory.is_dir() or any(directory.iterdir()):
-            raise BundleError(f"{directory} exists and is not a bundle; choose another folder")
+    taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if taken and not (directory / MANIFEST).exists():
+        raise BundleError(f"{directory} exists and is not a bundle; choose another folder")
     staging: Path | None = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

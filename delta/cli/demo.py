@@ -13,19 +13,25 @@ import typer
 from delta.cli.output import progress, say, table, write_json, write_text
 
 if TYPE_CHECKING:
+    from delta_client import Client
+
     from delta.bundle.store import Bundle
     from delta.release.noise import NoiseKey
-    from delta_client import Client
 
 __all__ = ["demo"]
 
 
 def demo(
     data: Annotated[
-        str, typer.Option(help="embedded, or a data set: an image folder, a CIFAR archive, a folder of IDX files.")
+        str,
+        typer.Option(
+            help="embedded, or a data set: an image folder, a CIFAR archive, a folder of IDX files."
+        ),
     ] = "embedded",
     limit: Annotated[int, typer.Option(min=100, help="Training images at most.")] = 5000,
-    offload: Annotated[Literal["residual", "principal"], typer.Option(help="Stream of the main row.")] = "residual",
+    offload: Annotated[
+        Literal["residual", "principal"], typer.Option(help="Stream of the main row.")
+    ] = "residual",
     out: Annotated[Path, typer.Option(help="Folder for bundles, summary and page.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",

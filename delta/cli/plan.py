@@ -19,19 +19,25 @@ _MODEL = "resnet18, resnet34, resnet_small, or your own as package.module:callab
 _Input = Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of a record.")]
 _Classes = Annotated[int | None, typer.Option(min=2, help="Classes of one of our models.")]
 _Weights = Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")]
-_Crop = Annotated[str | None, typer.Option(help="M:m of the block DCT; default: the largest M that fits, halved.")]
+_Crop = Annotated[
+    str | None, typer.Option(help="M:m of the block DCT; default: the largest M that fits, halved.")
+]
 _Json = Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")]
 
 
 def plan(
     model: Annotated[str, typer.Option(help=_MODEL)] = "resnet18",
-    input: _Input = "3x32x32",  # noqa: A002
+    input: _Input = "3x32x32",
     classes: _Classes = None,
-    at: Annotated[str | None, typer.Option(help="First module that runs in the cloud; default: layer1.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="First module that runs in the cloud; default: layer1.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="r of the channel basis.")] = 8,
     dct: _Crop = None,
     basis: Annotated[Literal["svd", "pca"], typer.Option(help="A basis a record, or one for all.")] = "svd",
-    offload: Annotated[Literal["residual", "principal"], typer.Option(help="Stream of the release.")] = "residual",
+    offload: Annotated[
+        Literal["residual", "principal"], typer.Option(help="Stream of the release.")
+    ] = "residual",
     message: Annotated[
         Literal["channel-mean", "projection", "all-channels"] | None, typer.Option(help="Map to the message.")
     ] = None,
@@ -41,7 +47,9 @@ def plan(
         typer.Option(help="Layout of the main model; default: authors, light with --main-macs or --sweep."),
     ] = None,
     main_macs: Annotated[int | None, typer.Option(min=1, help="Budget of a light main model.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="ε of one release: prints how little it can carry.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="ε of one release: prints how little it can carry.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="δ of one release.")] = 1e-5,
     sweep: Annotated[bool, typer.Option(help="Rank every split point instead.")] = False,
     weights: _Weights = None,
@@ -74,7 +82,9 @@ def plan(
         rows = make_sweep(module, _example(input), **settings)
         if str(json) != "-":
             say(render_sweep(rows))
-            say("energy kept: on seeded synthetic 1/f images; ranked by private MACs, then bytes, then energy")
+            say(
+                "energy kept: on seeded synthetic 1/f images; ranked by private MACs, then bytes, then energy"
+            )
         write_json(json, {"model": model, "arguments": arguments, "rows": [row.to_json() for row in rows]})
         return
     made = make_plan(module, at=at or "layer1", input=_shape(input), epsilon=epsilon, delta=delta, **settings)
@@ -87,9 +97,11 @@ def plan(
 
 def check(
     model: Annotated[str, typer.Argument(help=_MODEL)],
-    input: _Input = "3x32x32",  # noqa: A002
+    input: _Input = "3x32x32",
     classes: _Classes = None,
-    at: Annotated[str | None, typer.Option(help="The split point in mind; none asks whether there is any.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="The split point in mind; none asks whether there is any.")
+    ] = None,
     dct: _Crop = None,
     weights: _Weights = None,
     json: _Json = None,
@@ -121,7 +133,9 @@ def check(
 
 def _shape(text: str) -> tuple[int, int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= 65536 for part in parts):
+    if len(parts) != 3 or not all(
+        part.isascii() and part.isdigit() and 0 < int(part) <= 65536 for part in parts
+    ):
         raise ConfigError(f"--input {text!r} is no shape; write CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
@@ -142,11 +156,16 @@ def _crop(text: str | None) -> tuple[int | None, int | None]:
     return int(block), int(keep)
 
 
-def _build(model: str, classes: int | None, input: str, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:  # noqa: A002
+def _build(
+    model: str, classes: int | None, input: str, weights: Path | None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The module, in eval mode, and the arguments that built it."""
+    import torch
+
     from delta.models.targets import OURS, build_target, full_target
     from delta.models.weights import load_weights
 
+    torch.set_num_threads(1)  # one record at a time: threads only get in each other's way
     target = full_target(model)
     channels, height, width = _shape(input)
     arguments: dict[str, Any] = {}

@@ -23,8 +23,9 @@ from delta.privacy.claim import PrivacyClaim, claim_of
 from delta.release.ids import RecordIds
 from delta.release.noise import NoiseKey
 from delta.training.api import lineage_of
+from delta.training.assemble import assemble_bundle
 from delta.training.cache import WeightCache
-from delta.training.cloud_stage import CloudStage, assemble_bundle, train_cloud_stage
+from delta.training.cloud_stage import CloudStage, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import Controls, accuracy, measure_controls
 from delta.training.fit import Progress
@@ -158,12 +159,23 @@ def run_demo(
     rows: dict[str, Row] = {}
     with launch(list(folders.values())) as address:
         answers = {
-            name: _through_the_cloud(bundles[name], test, address, connect, settings.batch) for name in configs
+            name: _through_the_cloud(bundles[name], test, address, connect, settings.batch)
+            for name in configs
         }
     for name, config in configs.items():
         predictions, extra_bytes = answers[name]
         rows[name] = _row(
-            name, config, stages[name], controls[name], predictions, extra_bytes, data, private, test, settings, progress
+            name,
+            config,
+            stages[name],
+            controls[name],
+            predictions,
+            extra_bytes,
+            data,
+            private,
+            test,
+            settings,
+            progress,
         )
     return DemoResult(data, private, rows, out / "bundle", test)
 

@@ -30,8 +30,9 @@ table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{padding:6px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th:first-child,td:first-child{text-align:left}
 thead th{background:var(--panel);vertical-align:bottom}
-.gallery td,.gallery th{text-align:center;white-space:nowrap}
-.gallery img{width:84px;height:84px;image-rendering:pixelated;border:1px solid var(--line);background:#fff;display:block;margin:0 auto}
+.gallery td,.gallery th{text-align:center!important;padding:5px 6px;font-size:.82rem}
+.gallery img{width:80px;height:80px;image-rendering:pixelated;display:block;margin:0 auto}
+.gallery img{border:1px solid var(--line);background:#fff}
 .hit{color:var(--warn);font-weight:600}.miss{color:#166534}
 .stays{background:#f0fdf4}.leaves{background:#fff7ed}.guess{background:#fef2f2}
 svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
@@ -52,6 +53,7 @@ def render_page(result: DemoResult, *, gallery: int, show_records: bool) -> str:
         "second process over gRPC. TEE: simulated. Every figure was measured in this run.</p>",
         records,
         f'<p class="verdict">{_text(verdict(main))}</p>',
+        *(["<h2>Records</h2>", _gallery(result, gallery)] if show_records else []),
         "<h2>Accuracy</h2>",
         _bars(result),
         "<h2>Figures</h2>",
@@ -59,8 +61,6 @@ def render_page(result: DemoResult, *, gallery: int, show_records: bool) -> str:
         "<h2>What may be claimed</h2>",
         _claims(result),
     ]
-    if show_records:
-        body += ["<h2>Records</h2>", _gallery(result, gallery)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Delta demo</title>'
@@ -133,7 +133,7 @@ def _gallery(result: DemoResult, count: int) -> str:
     head = (
         '<tr><th colspan="3" class="stays">stays on the private side</th>'
         + "".join(f'<th colspan="2" class="leaves">{_text(row_title(row))}</th>' for row in rows)
-        + '</tr><tr><th>image</th><th>principal part</th><th>residual</th>'
+        + "</tr><tr><th>image</th><th>principal part</th><th>residual</th>"
         + "".join("<th>bits that left</th><th>best reconstruction</th>" for _ in rows)
         + "</tr>"
     )
@@ -163,7 +163,7 @@ def _row_cells(row: Row, index: int) -> list[str]:
     drawing = _picture(row.leakage.drawings[index], "reconstruction")
     return [
         f"<td>{_picture(_tiles(bits), 'released bits')}</td>",
-        f"<td>{drawing}SSIM {float(row.leakage.each_ssim[index]):.2f}, {mark}</td>",
+        f"<td>{drawing}SSIM {float(row.leakage.each_ssim[index]):.2f}<br>{mark}</td>",
     ]
 
 
@@ -171,7 +171,7 @@ def _one_a_class(labels: Tensor, count: int) -> Tensor:
     """The first record of each class, then the next ones: `count` indices."""
     order = []
     for turn in range(count):
-        for label in labels.unique():
+        for label in torch.unique(labels):
             of_class = (labels == label).nonzero().flatten()
             if turn < len(of_class):
                 order.append(int(of_class[turn]))

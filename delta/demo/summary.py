@@ -9,16 +9,16 @@ import torch
 
 from delta.demo.experiment import DemoResult, Row
 
-__all__ = ["ROW_TITLES", "headline", "row_title", "summarise", "verdict"]
+__all__ = ["headline", "row_title", "summarise", "verdict"]
 
-ROW_TITLES = {"residual": "residual, no noise", "principal": "--offload principal, no noise"}
+_TITLES = {"residual": "noise: none", "principal": "--offload principal, noise: none"}
 
 
 def row_title(row: Row) -> str:
     """What a row is, in a few words."""
     if row.config.noise != "none":
-        return f"{row.config.offload}, ε = {row.config.noise.epsilon:g} a release"
-    return f"{ROW_TITLES[row.config.offload]} (empirical obfuscation)"
+        return f"ε = {row.config.noise.epsilon:g} a release"
+    return _TITLES[row.config.offload]
 
 
 def summarise(result: DemoResult) -> dict[str, Any]:
@@ -75,17 +75,26 @@ def headline(result: DemoResult) -> tuple[list[str], list[list[str]]]:
         line("α", *(f"{r.stage.fusion.alpha:.2f}" for r in rows)),
         line("private / cloud / wall ms a record", *(_times(r) for r in rows)),
         line("bytes a record, up / down", *(f"{r.bytes_up:.1f} / {r.bytes_down:.1f}" for r in rows)),
-        line("claim", *("none" if r.claim.epsilon is None else f"ε = {r.claim.epsilon:.2f}" for r in rows)),
-        line("  unit", *(r.claim.unit for r in rows)),
-        line("  ceiling", *(_ceiling(r) for r in rows)),
-        line("leak: cloud guesses the label", *(_guess(r) for r in rows)),
-        line("leak: matched among candidates", *(f"{r.leakage.match.top1:.1f} %" for r in rows)),
-        line("leak: decoder SSIM (floor)", *(f"{r.leakage.ssim:.2f} ({r.leakage.ssim_floor:.2f})" for r in rows)),
+        line("claim", *(_claim(r) for r in rows)),
+        line("  unit of privacy", *("none" if r.claim.epsilon is None else r.claim.unit for r in rows)),
+        line("  ceiling a release", *(_ceiling(r) for r in rows)),
+        line("leak: the cloud guesses the label", *(_guess(r) for r in rows)),
+        line("leak: matched among candidates", *(_match(r) for r in rows)),
+        line(
+            "leak: decoder SSIM (floor)",
+            *(f"{r.leakage.ssim:.2f} ({r.leakage.ssim_floor:.2f})" for r in rows),
+        ),
     ]
 
 
 def _times(row: Row) -> str:
     return f"{row.private_ms:.2f} / {row.cloud_ms:.2f} / {row.wall_ms:.2f}"
+
+
+def _claim(row: Row) -> str:
+    if row.claim.epsilon is None:
+        return "none: empirical obfuscation"
+    return f"ε = {row.claim.epsilon:.2f} at δ = {row.claim.delta:g}"
 
 
 def _ceiling(row: Row) -> str:
@@ -96,10 +105,15 @@ def _guess(row: Row) -> str:
     return f"{row.leakage.cloud_label_accuracy:.1f} % (prior {row.leakage.prior:.0f} %)"
 
 
+def _match(row: Row) -> str:
+    return f"{row.leakage.match.top1:.1f} % of {row.leakage.match.candidates:,}"
+
+
 def _figures(row: Row) -> dict[str, Any]:
     controls = row.controls
     return {
         "title": row_title(row),
+        "label": row.claim.label,
         "offload": row.config.offload,
         "accuracy": {
             "private_only": controls.private_only,
@@ -114,7 +128,11 @@ def _figures(row: Row) -> dict[str, Any]:
         "fallbacks": row.fallbacks,
         "bytes_per_record": {"up": row.bytes_up, "down": row.bytes_down},
         "ms_per_record": {"private": row.private_ms, "cloud": row.cloud_ms, "wall": row.wall_ms},
-        "privacy": {**row.claim.to_json(), "conditions": list(row.claim.conditions), "person": row.claim.person_level},
+        "privacy": {
+            **row.claim.to_json(),
+            "conditions": list(row.claim.conditions),
+            "person": row.claim.person_level,
+        },
         "leakage": {
             "cloud_label_accuracy": row.leakage.cloud_label_accuracy,
             "label_prior": row.leakage.prior,

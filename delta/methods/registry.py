@@ -69,6 +69,6 @@ def method_class(name: str) -> type[Method]:
     try:
         return _METHODS[name]
     except KeyError:
-        raise UnknownMethodError(f"unknown method {name!r}; registered are {', '.join(sorted(_METHODS))}") from None
-
-
+        raise UnknownMethodError(
+            f"unknown method {name!r}; registered are {', '.join(sorted(_METHODS))}"
+        ) from None

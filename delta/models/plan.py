@@ -14,11 +14,12 @@ from delta.errors import ConfigError, ModelError
 from delta.models.cloud_model import CloudModel
 from delta.models.crop import crop_for
 from delta.models.macs import count_macs, count_params, dct_macs, decomposition_macs, svd_macs
-from delta.models.main_model import Layout, MainModel, build_main
-from delta.models.memory import peak_memory, tensor_bytes
-from delta.models.modes import blank_record, evaluating
+from delta.models.main_model import Layout, build_main
+from delta.models.memory import tensor_bytes
+from delta.models.modes import blank_record
 from delta.models.plan_notes import notes_on
 from delta.models.plan_table import render_plan
+from delta.models.private_path import private_peak
 from delta.models.splitting import Parts, split
 from delta.models.targets import OURS, build_target, full_target
 from delta.privacy.ceiling import ceiling_bits
@@ -193,6 +194,16 @@ def plan(
         "cloud": count_params(cloud),
         "whole": count_params(parts.model),
     }
+    for module in (decomposer, message_map, main):
+        module.to(record.device)
+    peak = private_peak(
+        record,
+        backbone=parts.backbone,
+        decomposer=decomposer,
+        message=message_map,
+        main=main,
+        offload=offload,
+    )
     result = Plan(
         model={
             "target": parts.architecture.target if parts.architecture else "",
@@ -213,7 +224,7 @@ def plan(
         macs=macs,
         params=params,
         bytes_per_record={"up": _payload(message_shape), "down": 4 * parts.classes},
-        peak_private_mib=_private_peak(parts, decomposer, message_map, main, offload) / MIB,
+        peak_private_mib=peak / MIB,
         private_weights_mib=tensor_bytes([*_state(parts.backbone), *_state(main)]) / MIB,
         privacy=None,
         notes=(),
@@ -275,33 +286,6 @@ def _payload(message_shape: tuple[int, ...]) -> int:
 def _frame(basis: Literal["svd", "pca"], channels: int, rank: int) -> Tensor | None:
     """Any orthonormal frame will do to count a pca decomposition."""
     return torch.eye(channels)[:, :rank] if basis == "pca" else None
-
-
-def _private_peak(
-    parts: Parts,
-    decomposer: Decomposer,
-    message_map: MessageMap,
-    main: MainModel,
-    offload: Literal["residual", "principal"],
-) -> int:
-    """Bytes of live tensors at the worst moment of the private side's path, for one record."""
-
-    def path(record: Tensor) -> Tensor:
-        phi = parts.backbone(record)
-        if offload == "residual":
-            decomposition, mapped = decomposer.decompose_and_map(phi, message_map.weight)
-        else:
-            decomposition = decomposer(phi)
-            mapped = message_map(decomposition.principal)
-        del phi
-        main(decomposer.main_input(decomposition))
-        return mapped
-
-    record = blank_record(parts.model, parts.input_shape)
-    for module in (decomposer, message_map, main):
-        module.to(record.device)
-    with evaluating(parts.backbone), evaluating(main):
-        return peak_memory(path, record)
 
 
 def _state(module: nn.Module) -> list[Tensor]:

@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from delta.decomposition.decomposer import Decomposer, Decomposition
 from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
-__all__ = ["MessageKind", "MessageMap", "message_matrix"]
+__all__ = ["MessageKind", "MessageMap", "message_matrix", "message_of"]
 
 MessageKind = Literal["channel-mean", "projection", "all-channels"]
 
@@ -94,3 +95,13 @@ class MessageMap(nn.Module):
             return stream
         mapped = record_bmm(self.matrix.to(stream), stream.flatten(2))
         return mapped.view(stream.shape[0], self.k, *stream.shape[2:])
+
+
+def message_of(
+    phi: Tensor, *, decomposer: Decomposer, message: MessageMap, offload: Literal["residual", "principal"]
+) -> tuple[Decomposition, Tensor]:
+    """Decompose an IR `[b, c, h, w]` and map the offloaded stream: the message, `[b, k, h_m, w_m]`, unbounded."""
+    if offload == "residual":
+        return decomposer.decompose_and_map(phi, message.weight)
+    parts = decomposer(phi)
+    return parts, message(parts.principal)

@@ -19,7 +19,7 @@ from delta.release.config import ReleaseConfig
 from delta.release.ids import RecordIds, ReleaseId, ReleaseIdentity, record_digest
 from delta.release.mechanism import one_bit
 from delta.release.memo import ReleaseMemo
-from delta.release.message import MessageMap
+from delta.release.message import MessageMap, message_of
 from delta.release.noise import NoiseKey
 from delta.release.packing import pack_bits
 
@@ -145,11 +145,9 @@ class Releaser:
         """The message `[n, k, h_m, w_m]` on the CPU, and the main model's input."""
         with torch.autocast(self._device.type, enabled=False):
             phi = self._phi(x.to(self._device))
-            if self.config.offload == "residual":
-                parts, message = self._decomposer.decompose_and_map(phi, self._message.weight)
-            else:
-                parts = self._decomposer(phi)
-                message = self._message(parts.principal)
+            parts, message = message_of(
+                phi, decomposer=self._decomposer, message=self._message, offload=self.config.offload
+            )
             return message.cpu(), self._decomposer.main_input(parts)
 
     def _phi(self, x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from delta.bundle.store import Bundle
 from delta.data.records import Dataset, DataSplits
 from delta.models.splitting import Parts
 from delta.release.noise import NoiseKey
-from delta.training.cloud_stage import architecture_of, assemble_bundle, message_map, train_cloud_stage
+from delta.training.assemble import assemble_bundle
+from delta.training.cloud_stage import architecture_of, message_map, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import measure_controls
 from delta.training.fit import Progress, quiet

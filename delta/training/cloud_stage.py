@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from delta.bundle.manifest import Architecture, Manifest, PrivateFacts
-from delta.bundle.store import Bundle, weights_hash
+from delta.bundle.manifest import Architecture
 from delta.errors import ConfigError
 from delta.methods.delta.cloud import build_cloud_model
 from delta.methods.delta.fusion import fuse
 from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
-from delta.models.macs import count_macs, decomposition_macs
-from delta.models.memory import peak_memory
 from delta.models.splitting import Parts
 from delta.release.components import component_hash
 from delta.release.config import (
@@ -42,7 +38,6 @@ __all__ = [
     "CloudStage",
     "Fusion",
     "architecture_of",
-    "assemble_bundle",
     "build_release",
     "fit_fusion",
     "message_map",
@@ -233,86 +228,3 @@ def train_cloud_stage(
         held_out_bits=held_out_bits,
         releases=len(bits) + len(held_out_bits),
     )
-
-
-def assemble_bundle(
-    stage: PrivateStage,
-    cloud_stage: CloudStage,
-    config: TrainConfig,
-    *,
-    class_names: tuple[str, ...],
-    lineage: dict[str, str],
-    figures: dict[str, float],
-) -> Bundle:
-    """Put both stages together as a bundle, with the counts that every `Cost` carries."""
-    private = cloud_stage.private
-    cloud = dict(cloud_stage.cloud.state_dict())
-    draft = Manifest.model_construct(
-        schema_version=1,
-        name=config.name,
-        method="delta",
-        input=stage.input,
-        class_names=class_names,
-        architecture=architecture_of(stage.split),
-        release=cloud_stage.release,
-        settings={},
-        logit_bound=config.logit_bound,
-        labels="disclosed",
-        lineage=lineage,
-        release_hash=cloud_stage.release.release_hash,
-        cloud_weights_hash=weights_hash(cloud),
-        cloud_hash="",
-    )
-    manifest = Manifest.parse(
-        {**draft.model_dump(), "cloud_hash": draft.computed_cloud_hash()}, what="manifest"
-    )
-    record = torch.zeros(1, *stage.input.shape)
-    facts = PrivateFacts(
-        fusion=config.fusion,
-        alpha=cloud_stage.fusion.alpha,
-        alpha_max=cloud_stage.fusion.alpha_max,
-        main=stage.main_settings,
-        backbone=config.backbone,
-        weights_hash=weights_hash(private.tensors()),
-        private_macs=private_macs(private, cloud_stage.release, record),
-        cloud_macs=count_macs(cloud_stage.cloud, cloud_stage.held_out_bits[:1]),
-        peak_private_bytes=peak_memory(_private_path(private, cloud_stage.release), record),
-        figures=figures,
-    )
-    return Bundle(manifest, facts, private.tensors(), cloud)
-
-
-def private_macs(parts: PrivateParts, release: ReleaseConfig, record: Tensor) -> int:
-    """Backbone + decomposition and release + main model, for one record."""
-    with torch.no_grad():
-        phi = parts.backbone(record)
-        view = parts.decomposer.main_input(parts.decomposer(phi))
-    return (
-        count_macs(parts.backbone, record)
-        + decomposition_macs(
-            ir_shape=release.ir_shape,
-            rank=release.basis.rank,
-            block=release.crop.block,
-            keep=release.crop.keep,
-            basis=release.basis.kind,
-            k=release.message.shape[0] if release.offload == "residual" else 0,
-        )
-        + count_macs(parts.main, view)
-    )
-
-
-def _private_path(parts: PrivateParts, release: ReleaseConfig) -> Callable[[Tensor], Tensor]:
-    """The private side's own computing, as `delta.models.memory` runs it."""
-
-    def path(record: Tensor) -> Tensor:
-        with torch.no_grad():
-            phi = parts.backbone(record)
-            if release.offload == "residual":
-                decomposition, message = parts.decomposer.decompose_and_map(phi, parts.message.weight)
-            else:
-                decomposition = parts.decomposer(phi)
-                message = parts.message(decomposition.principal)
-            parts.main(parts.decomposer.main_input(decomposition))
-        return message
-
-    return path

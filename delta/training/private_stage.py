@@ -125,10 +125,11 @@ def train_private_stage(
             classes=parts.classes,
             max_macs=config.main.max_macs,
             rank=config.rank if config.main.layout == "authors" else None,
+            cropped=draft.keep < draft.block,
         )
     placed(main, device)
     x, y = training.x.to(device), training.y.to(device)
-    whole = placed(parts.model, device)
+    whole = placed(parts.to(device).model, device)
     if config.whole is not None:
         _train_whole(whole, x, y, config, progress=progress, cache=cache)
     whole.eval()
@@ -139,7 +140,7 @@ def train_private_stage(
         if cache is not None:
             cache.keep("main", config.private_settings, main)
     main.eval()
-    whole.cpu()
+    parts.to("cpu")
     return PrivateStage(
         split=parts,
         input=spec,

@@ -21,23 +21,18 @@ from delta.release.config import InputSpec
 def make_bundle(scale=1.0):
     cloud = {"w": scale * torch.arange(6.0).reshape(2, 3)}
     private = {"v": torch.ones(4)}
-    draft = Manifest.model_construct(
-        schema_version=1,
+    manifest = Manifest.sealed(
         name="toy",
         method="toy",
         input=InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.25,)),
         class_names=("a", "b"),
         architecture=Architecture(target="delta.models:resnet18"),
-        release=None,
         settings={"k": 1},
         logit_bound=20.0,
         labels="none",
         lineage={"seed": "0"},
-        release_hash="",
         cloud_weights_hash=weights_hash(cloud),
-        cloud_hash="",
     )
-    manifest = Manifest.parse({**draft.model_dump(), "cloud_hash": draft.computed_cloud_hash()}, what="manifest")
     facts = PrivateFacts(
         fusion="calibrated",
         alpha=0.5,
@@ -83,7 +78,9 @@ def test_the_cloud_part_loads_without_the_private_half(saved):
     assert load_cloud_part(saved).manifest.name == "toy"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "private.json", "cloud.safetensors", "private.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "private.json", "cloud.safetensors", "private.safetensors"]
+)
 def test_an_absent_file_is_named(saved, name):
     os.unlink(saved / name)
     with pytest.raises(BundleError, match=name):
@@ -99,7 +96,9 @@ def test_one_flipped_bit_is_found(saved, name):
         load_bundle(saved)
 
 
-@pytest.mark.parametrize("change", [{"logit_bound": -1.0}, {"unknown": 1}, {"class_names": ["a"]}, {"name": "../x"}])
+@pytest.mark.parametrize(
+    "change", [{"logit_bound": -1.0}, {"unknown": 1}, {"class_names": ["a"]}, {"name": "../x"}]
+)
 def test_a_manifest_with_a_fault_is_refused(saved, change):
     value = json.loads((saved / "manifest.json").read_text())
     (saved / "manifest.json").write_text(json.dumps({**value, **change}))

@@ -40,7 +40,9 @@ def test_random_clouds_are_never_worse_than_the_main_model_by_more_than_noise():
     test_main = _logits(LABELS, 10, strength=2.0, noise=1.0, seed=6)
     zeros, losses = 0, []
     for seed in range(60):
-        alpha = fit_alpha(main, _logits(LABELS, 10, strength=0, noise=1, seed=100 + seed), LABELS, alpha_max=4, bound=20)
+        alpha = fit_alpha(
+            main, _logits(LABELS, 10, strength=0, noise=1, seed=100 + seed), LABELS, alpha_max=4, bound=20
+        )
         zeros += alpha == 0.0
         test_cloud = _logits(LABELS, 10, strength=0, noise=1, seed=200 + seed)
         fused = fuse(test_main, test_cloud, alpha=alpha, bound=20.0)
@@ -77,7 +79,9 @@ def test_no_cloud_flips_a_certified_record():
     alpha, bound = 0.1, 10.0
     top = main.topk(2, dim=1).values
     certified = (top[:, 0] - top[:, 1]) > 2 * alpha * bound
-    assert certified_fraction(main, alpha=alpha, bound=bound) == pytest.approx(float(certified.double().mean()))
+    assert certified_fraction(main, alpha=alpha, bound=bound) == pytest.approx(
+        float(certified.double().mean())
+    )
     assert 0 < int(certified.sum()) < 200
     worst = torch.full_like(main, 1e9)
     worst[torch.arange(200), main.argmax(1)] = -1e9

@@ -50,9 +50,9 @@ def violations(name: str, source: str) -> list[str]:
         top = target.split(".")[0]
         if _within(target, "delta.cli") and not _within(name, "delta.cli"):
             found.append(f"{name} imports {target}: nothing imports delta.cli")
-        if top in {"grpc", "grpc_health", "grpc_reflection"} and _within(name, "delta", "enclave_sim"):
-            if not _within(name, "delta.v1", "delta.wire"):
-                found.append(f"{name} imports {target}: gRPC stays in delta.v1 and delta.wire")
+        is_grpc = top in {"grpc", "grpc_health", "grpc_reflection"}
+        if is_grpc and _within(name, "delta", "enclave_sim") and not _within(name, "delta.v1", "delta.wire"):
+            found.append(f"{name} imports {target}: gRPC stays in delta.v1 and delta.wire")
         if _within(target, "delta.v1") and not _within(name, "delta.v1", "delta.wire"):
             found.append(f"{name} imports {target}: only delta.wire imports the generated stubs")
         if top in OURS:
