@@ -28,6 +28,14 @@ from delta.wire.status import as_transport_error, error_from_status
 
 __all__ = ["Connection", "Dialect", "Pending"]
 
+# A write that meets the end of its stream leaves a call with this status of grpc.aio's own, the peer's lost.
+_LOCAL_FAILURE = "Internal error from Core"
+_REFUSAL_S, _LOOK_S = 0.1, 0.005
+
+
+class _OvertakenError(Exception):
+    """The call ended while its Hello was being written, and why is not known."""
+
 
 @dataclass(slots=True, eq=False)
 class Pending:
@@ -160,22 +168,18 @@ class Connection:
         return error
 
     async def _serve(self) -> CloudError | RequestError:
-        options = [
-            ("grpc.use_local_subchannel_pool", 1),  # redial at once: the back-off is the session's
-            ("grpc.enable_retries", 0),
-            ("grpc.max_receive_message_length", self._max_answer_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-        ]
-        if self._credentials is None:
-            channel = grpc.aio.insecure_channel(self._address, options=options)
-        else:
-            channel = grpc.aio.secure_channel(self._address, self._credentials, options=options)
-        async with channel:
-            call: Any = channel.stream_stream(self._dialect.path)()
+        async with self._dial() as channel:
+            call: Any = None
             try:
-                welcome = await self._greet(call)
+                for pause_s in (0.0, _REFUSAL_S):
+                    call = channel.stream_stream(self._dialect.path)()
+                    try:
+                        welcome = await self._greet(call, pause_s)
+                        break
+                    except _OvertakenError:
+                        continue
+                else:
+                    return CloudUnavailableError(self._unreachable())
                 writer = asyncio.create_task(self._write(call, welcome))
                 try:
                     return await self._read(call, welcome)
@@ -185,13 +189,28 @@ class Connection:
             finally:
                 call.cancel()
 
-    async def _greet(self, call: Any) -> Welcome:  # noqa: ANN401
+    def _dial(self) -> grpc.aio.Channel:
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),  # redial at once: the back-off is the session's
+            ("grpc.enable_retries", 0),
+            ("grpc.max_receive_message_length", self._max_answer_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._address, options=options)
+        return grpc.aio.secure_channel(self._address, self._credentials, options=options)
+
+    async def _greet(self, call: Any, pause_s: float) -> Welcome:  # noqa: ANN401
+        """Exchange Hello and Welcome; `pause_s` lets a refusal come in before anything is written."""
         hello = self._dialect.hello()
         connected = False
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await call.wait_for_connection()
                 connected = True
+                await self._pause(call, pause_s)
                 await call.write(hello)
                 raw = await call.read()
         except TimeoutError:
@@ -220,16 +239,25 @@ class Connection:
 
     async def _reason(self, call: Any) -> CloudError | RequestError:  # noqa: ANN401
         """Why a call has ended."""
-        code = await call.code()
+        code, details = await call.code(), await call.details()
+        if details == _LOCAL_FAILURE:
+            if not self.greeted:
+                raise _OvertakenError
+            return CloudUnavailableError(f"the connection to {self._address} was cut")
         if code == grpc.StatusCode.OK:
             return CloudUnavailableError(f"the cloud at {self._address} ended the session")
-        details, trailing = await call.details(), await call.trailing_metadata()
+        trailing = await call.trailing_metadata()
         error = error_from_status(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
         if type(error) is CloudUnavailableError and not self.greeted:
             return CloudUnavailableError(self._unreachable())
         if type(error) is CloudUnavailableError:
             return CloudUnavailableError(f"the connection to {self._address} was cut")
         return error
+
+    async def _pause(self, call: Any, pause_s: float) -> None:  # noqa: ANN401
+        end = time.monotonic() + pause_s
+        while not call.done() and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_S)
 
     def _unreachable(self) -> str:
         return f"no cloud answers at {self._address}; start one with `delta serve`, or check the address"
@@ -270,9 +298,7 @@ class Connection:
             try:
                 answers, draining = dialect.answers(raw)
             except DecodeError:
-                return CloudAnswerError(
-                    "the cloud sent what is no message of the protocol; session ended"
-                )
+                return CloudAnswerError("the cloud sent what is no message of the protocol; session ended")
             if draining:
                 self.accepts = False
                 self._rouse()
@@ -283,9 +309,7 @@ class Connection:
                 pending = live.pop(sequence, None)
                 if pending is None:
                     if sequence >= self._issued():
-                        return CloudAnswerError(
-                            "the cloud answered what was never sent; session ended"
-                        )
+                        return CloudAnswerError("the cloud answered what was never sent; session ended")
                     continue  # late: the request has expired
                 outcome = dialect.outcome(pending, answer, welcome, size)
                 if isinstance(outcome, Answer):
