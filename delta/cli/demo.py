@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from delta_client import Client
 
     from delta.bundle.store import Bundle
+    from delta.demo.experiment import Launch
     from delta.release.noise import NoiseKey
 
 __all__ = ["demo"]
@@ -70,12 +71,12 @@ def demo(
     say(f"took {time.perf_counter() - started:.0f} s")
 
 
-def _launch(out: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _launch(out: Path) -> Launch:
     from delta_server.launch import ServerProcess
 
     @contextmanager
-    def launch(folders: list[Path]) -> Iterator[str]:
-        with ServerProcess.start(folders, log_path=out / "cloud.log") as server:
+    def launch(folders: list[Path], threads: int) -> Iterator[str]:
+        with ServerProcess.start(folders, threads=threads, log_path=out / "cloud.log") as server:
             say(f"cloud: process {server.pid}, listening on {server.address}")
             yield server.address
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,8 +41,8 @@ class _Client(Protocol):
     def handshake_bytes(self) -> tuple[int, int]: ...
 
 
-Launch = Callable[[list[Path]], AbstractContextManager[str]]
-"""Start a cloud that serves the exported parts in these folders; gives its address."""
+Launch = Callable[[list[Path], int], AbstractContextManager[str]]
+"""Start a cloud that serves the exported parts in these folders on so many threads; gives its address."""
 
 Connect = Callable[[Bundle, str, NoiseKey], AbstractContextManager[_Client]]
 """Open the private side's session with a cloud."""
@@ -79,13 +79,25 @@ class Row:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All rows, over one private stage."""
+    """All rows, over one private stage.
+
+    Attributes:
+        data: what it ran on.
+        private: stage 1.
+        rows: by name, `main` first.
+        bundle: folder of the main row's bundle.
+        test: the test records, preprocessed.
+        batch: records a request.
+        threads: of the private side while it predicted.
+    """
 
     data: DataSplits
     private: PrivateStage
     rows: dict[str, Row]
     bundle: Path
     test: Labelled
+    batch: int
+    threads: int
 
 
 def fingerprint(data: Dataset) -> str:
@@ -157,7 +169,10 @@ def run_demo(
         folders[name] = export_cloud_part(bundles[name].cloud_part, out / "cloud" / name)
 
     rows: dict[str, Row] = {}
-    with launch(list(folders.values())) as address:
+    cores = torch.get_num_threads()
+    share = max(1, cores // 2)
+    # Both sides run on this machine: each gets half of its cores, or they would wait for each other's threads.
+    with launch(list(folders.values()), cores - share or 1) as address, _threads(share):
         answers = {
             name: _through_the_cloud(bundles[name], test, address, connect, settings.batch)
             for name in configs
@@ -177,7 +192,17 @@ def run_demo(
             settings,
             progress,
         )
-    return DemoResult(data, private, rows, out / "bundle", test)
+    return DemoResult(data, private, rows, out / "bundle", test, settings.batch, share)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _through_the_cloud(

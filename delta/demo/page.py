@@ -45,7 +45,7 @@ def render_page(result: DemoResult, *, gallery: int, show_records: bool) -> str:
     records = (
         f'<p class="banner"><strong>This page contains private records</strong> of {_text(result.data.test.name)}.</p>'
         if show_records
-        else '<p class="banner">Records are not shown: give <code>--include-records</code> to put them on this page.</p>'
+        else '<p class="banner">Records are not shown; <code>--include-records</code> puts them here.</p>'
     )
     body = [
         "<h1>Delta demo: what stayed, what left, what it gave away</h1>",

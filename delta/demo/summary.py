@@ -36,8 +36,8 @@ def summarise(result: DemoResult) -> dict[str, Any]:
         "environment": {
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-            "batch": "32 records a request" if len(result.test.y) >= 32 else f"{len(result.test.y)} records",
+            "threads": {"private": result.threads, "training": torch.get_num_threads()},
+            "records_per_request": result.batch,
         },
     }
 
