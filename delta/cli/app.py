@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, ParamSpec, cast
 
 import typer
@@ -81,13 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: of the command; none for those of the process.
     """
+    # gRPC's core writes lines of its own to standard error; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    name = "delta-split" if Path(sys.argv[0]).name == "delta-split" else "delta"
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name=name, standalone_mode=False)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # the help itself
         else:
-            where = error.ctx.command_path if error.ctx is not None else "delta"
+            where = error.ctx.command_path if error.ctx is not None else name
             complain(f"{error.format_message().rstrip('.')}; see: {where} --help")
         code = spec_of(ConfigError).exit_code
     sys.exit(code or 0)

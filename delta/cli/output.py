@@ -21,6 +21,7 @@ from delta.errors import InputError
 __all__ = ["complain", "console", "progress", "say", "table", "warn", "write_json", "write_text"]
 
 console = Console(highlight=False, soft_wrap=True)
+_wide = Console(highlight=False, soft_wrap=True, width=1000)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -46,8 +47,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    width = console.width if console.is_terminal else max(console.width, 120)
-    console.print(grid, width=width, markup=False)
+    # A file or a pipe has no width of its own: a path is not folded there.
+    (console if console.is_terminal else _wide).print(grid, markup=False)
 
 
 def write_text(path: Path, text: str) -> None:

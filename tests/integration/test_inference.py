@@ -184,14 +184,16 @@ def test_a_cloud_without_that_model(trained, server):
     _falls_back(unknown, server.address, trained.x[:3], reason="mismatch")
 
 
-def test_a_cloud_that_dies_midway_and_comes_back(trained, cloud_dirs, tmp_path):
+def test_a_cloud_that_dies_midway(trained, cloud_dirs):
     bundle = trained.bundles["noise"]
     x = trained.x[:3]
-    with ServerProcess.start(cloud_dirs["noise"], threads=1) as first:
-        with Client(bundle, cloud=first.address, key=KEY, deadline_s=5.0) as client:
-            before = client.predict(x)
-            first.stop()
-            without = [client.predict(x) for _ in range(2)]
+    with (
+        ServerProcess.start(cloud_dirs["noise"], threads=1) as process,
+        Client(bundle, cloud=process.address, key=KEY, deadline_s=5.0) as client,
+    ):
+        before = client.predict(x)
+        process.stop()
+        without = [client.predict(x) for _ in range(2)]
     assert before.used_cloud
     for prediction in without:
         assert (prediction.used_cloud, prediction.reason) == (False, "unreachable")
@@ -201,9 +203,11 @@ def test_a_cloud_that_dies_midway_and_comes_back(trained, cloud_dirs, tmp_path):
 
 def test_more_records_than_a_message_holds_are_refused_with_a_reason(trained, cloud_dirs):
     bundle = trained.bundles["none"]
-    with ServerProcess.start(cloud_dirs["none"], threads=1, options=["--queue", "8"]) as small:
-        with Client(bundle, cloud=small.address) as client:
-            many = client.predict(trained.x[:9])
-            few = client.predict(trained.x[:8])
+    with (
+        ServerProcess.start(cloud_dirs["none"], threads=1, options=["--queue", "8"]) as small,
+        Client(bundle, cloud=small.address) as client,
+    ):
+        many = client.predict(trained.x[:9])
+        few = client.predict(trained.x[:8])
     assert (many.used_cloud, many.reason) == (False, "refused")
     assert few.used_cloud
