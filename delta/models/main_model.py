@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from delta.errors import ModelError
 from delta.models.resnet import BasicBlock, initialise, shortcut
 
-__all__ = ["LIGHT_FAMILY", "Layout", "MainModel", "build_main", "light_macs"]
+__all__ = ["LIGHT_FAMILY", "Layout", "MainModel", "build_main", "light_budget", "light_macs"]
 
 Layout = Literal["authors", "light"]
 
@@ -142,6 +142,13 @@ def light_macs(*, in_channels: int, size: Sequence[int], classes: int, width: in
         total += h * w * channels * out if stage else 0
         channels = out
     return total + channels * classes
+
+
+def light_budget(whole_macs: int, *, in_channels: int, size: Sequence[int], classes: int) -> int:
+    """The budget where none is given: a hundredth of the whole model, or the smallest light model above it."""
+    width, blocks = LIGHT_FAMILY[0]
+    smallest = light_macs(in_channels=in_channels, size=size, classes=classes, width=width, blocks=blocks)
+    return max(whole_macs // 100, smallest)
 
 
 def _largest_within(

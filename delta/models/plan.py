@@ -14,7 +14,7 @@ from delta.errors import ConfigError, ModelError
 from delta.models.cloud_model import CloudModel
 from delta.models.crop import crop_for
 from delta.models.macs import count_macs, count_params, dct_macs, decomposition_macs, svd_macs
-from delta.models.main_model import Layout, build_main
+from delta.models.main_model import Layout, build_main, light_budget
 from delta.models.memory import tensor_bytes
 from delta.models.modes import blank_record
 from delta.models.plan_notes import notes_on
@@ -103,16 +103,18 @@ def plan(
     rank: int | None = None,
     block: int | None = None,
     keep: int | None = None,
-    basis: Literal["svd", "pca"] = "svd",
+    basis: Literal["svd", "pca"] = "pca",
     offload: Literal["residual", "principal"] = "residual",
     message: MessageKind | None = None,
     k: int | None = None,
-    main_layout: Layout = "authors",
+    main_layout: Layout = "light",
     main_max_macs: int | None = None,
     epsilon: float | None = None,
     delta: float = 1e-5,
 ) -> Plan:
     """Count what one record costs on either side. Nothing is trained, and no weights are needed.
+
+    The defaults are those of `delta.train`; the paper's are `basis="svd"` and `main_layout="authors"`.
 
     Args:
         parts_or_model: a split model, a model, or a name (`resnet18`, `package.module:callable`).
@@ -128,7 +130,7 @@ def plan(
         message: its map; none for the channel mean of the residual, or all of the principal channels.
         k: channels of a `projection`.
         main_layout: `authors` or `light`.
-        main_max_macs: budget of a `light` main model; none takes a hundredth of the whole model's MACs.
+        main_max_macs: budget of a `light` main model; none takes a hundredth of the whole, or the smallest.
         epsilon: ε of one release, for the privacy ceiling; none leaves it out.
         delta: δ of one release.
 
@@ -158,7 +160,9 @@ def plan(
     record = blank_record(parts.model, parts.input_shape)
     whole = count_macs(parts.model, record)
     if main_layout == "light" and main_max_macs is None:
-        main_max_macs = max(whole // 100, 1)
+        main_max_macs = light_budget(
+            whole, in_channels=decomposer.main_channels, size=decomposer.spatial.kept, classes=parts.classes
+        )
     main = build_main(
         layout=main_layout,
         in_channels=decomposer.main_channels,

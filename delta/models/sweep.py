@@ -64,7 +64,7 @@ def sweep(
     rank: int = 8,
     block: int | None = None,
     keep: int | None = None,
-    basis: Literal["svd", "pca"] = "svd",
+    basis: Literal["svd", "pca"] = "pca",
     offload: Literal["residual", "principal"] = "residual",
     message: MessageKind | None = None,
     k: int | None = None,

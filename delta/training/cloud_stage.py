@@ -104,7 +104,9 @@ def message_map(config: TrainConfig, parts: Parts) -> MessageMap:
     """
     residual = config.offload == "residual"
     kind = config.message or ("channel-mean" if residual else "all-channels")
-    return MessageMap(kind, channels=parts.ir_shape[0] if residual else config.rank, k=config.channels)
+    return MessageMap(
+        kind, channels=parts.ir_shape[0] if residual else config.rank_of(parts.ir_shape[0]), k=config.channels
+    )
 
 
 def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConfig, PrivateParts]:
@@ -120,7 +122,7 @@ def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConf
         ),
         basis=BasisConfig(
             kind=config.basis,
-            rank=config.rank,
+            rank=stage.decomposer.rank,
             algorithm=config.algorithm,
             component=Component(
                 hash=component_hash(stage.decomposer.state_dict()), provenance=stage.basis_provenance

@@ -30,16 +30,19 @@ class FitConfig(Strict):
 
 
 class MainConfig(Strict):
-    """The main model: the authors' layout, or the largest light one within a MAC budget."""
+    """The main model: the authors' layout, or the largest light one within a MAC budget.
+
+    Without a budget, `light` takes a hundredth of the whole model's MACs.
+    """
 
     layout: Literal["authors", "light"] = "light"
     max_macs: int | None = Field(default=None, ge=1)
     distil: bool = True
 
     @model_validator(mode="after")
-    def _light_has_a_budget(self) -> Self:
-        if (self.layout == "light") != (self.max_macs is not None):
-            raise ValueError("layout 'light' needs max_macs, and 'authors' takes none")
+    def _only_light_has_a_budget(self) -> Self:
+        if self.layout == "authors" and self.max_macs is not None:
+            raise ValueError("layout 'authors' takes no max_macs: its size follows from the rank")
         return self
 
 
@@ -50,7 +53,7 @@ class TrainConfig(Strict):
         noise: `none` (empirical obfuscation, no claim) or an ε and δ a release.
         seed: of every random choice that is not a secret.
         name: of the bundle.
-        rank: r of the channel basis.
+        rank: r of the channel basis; none takes 8, or all channels of a narrower IR.
         basis: `pca` (one for all, on seeded synthetic images) or `svd` a record.
         algorithm: of `svd`: `exact` or `approximate`.
         block: M of the spatial basis; none takes the largest of 16, 14, 8, 7, 4, 2 that divides the IR.
@@ -74,7 +77,7 @@ class TrainConfig(Strict):
     noise: Literal["none"] | NoiseConfig
     seed: int = Field(default=0, ge=0)
     name: str = Field(default="delta", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    rank: int = Field(default=8, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     basis: Literal["pca", "svd"] = "pca"
     algorithm: Literal["exact", "approximate"] = "exact"
     block: int | None = Field(default=None, ge=1)
@@ -84,7 +87,7 @@ class TrainConfig(Strict):
     channels: int | None = Field(default=None, ge=1)
     backbone: Literal["model", "fixed"] = "model"
     whole: FitConfig | None = FitConfig(epochs=8)
-    main: MainConfig = MainConfig(max_macs=5_000_000)
+    main: MainConfig = MainConfig()
     main_fit: FitConfig = FitConfig(epochs=10)
     cloud_fit: FitConfig = FitConfig(epochs=8)
     fusion: Literal["calibrated", "sum"] = "calibrated"
@@ -132,6 +135,10 @@ class TrainConfig(Strict):
             "logit_bound",
         }
         return self.model_dump(mode="json", exclude=later)
+
+    def rank_of(self, channels: int) -> int:
+        """The rank r for an IR of so many channels."""
+        return min(8, channels) if self.rank is None else self.rank
 
     def sigma(self, *, clip_norm: float) -> float | None:
         """σ of the noise on a message of norm at most `clip_norm`; none for `noise: none`."""

@@ -14,7 +14,8 @@ from delta.decomposition.decomposer import Decomposer
 from delta.errors import ConfigError
 from delta.models.crop import crop_for
 from delta.models.fixed_stem import FixedStem
-from delta.models.main_model import build_main
+from delta.models.macs import count_macs
+from delta.models.main_model import build_main, light_budget
 from delta.models.splitting import Parts
 from delta.release.config import InputSpec, Provenance
 from delta.training.cache import WeightCache
@@ -123,8 +124,8 @@ def train_private_stage(
             in_channels=draft.main_channels,
             size=draft.main_shape[1:],
             classes=parts.classes,
-            max_macs=config.main.max_macs,
-            rank=config.rank if config.main.layout == "authors" else None,
+            max_macs=_main_budget(parts, config, draft),
+            rank=draft.rank if config.main.layout == "authors" else None,
             cropped=draft.keep < draft.block,
         )
     placed(main, device)
@@ -162,6 +163,14 @@ def _device(config: TrainConfig) -> torch.device:
             f"device {config.device!r} is not there ({torch.cuda.device_count()} CUDA devices); use 'cpu'"
         )
     return device
+
+
+def _main_budget(parts: Parts, config: TrainConfig, decomposer: Decomposer) -> int | None:
+    if config.main.layout == "authors" or config.main.max_macs is not None:
+        return config.main.max_macs
+    whole = count_macs(parts.model, torch.zeros(1, *parts.input_shape))
+    channels, *size = decomposer.main_shape
+    return light_budget(whole, in_channels=channels, size=size, classes=parts.classes)
 
 
 def _train_whole(
@@ -210,7 +219,7 @@ def _decomposer_of(
         channels=channels,
         height=height,
         width=width,
-        rank=config.rank,
+        rank=config.rank_of(channels),
         block=block,
         keep=keep,
         kind=config.basis,
@@ -227,12 +236,12 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
         with torch.no_grad():
             samples = backbone(images.to(device))  # they are made as preprocessed records
-        basis = pca_basis(samples.float().cpu(), config.rank)
+        basis = pca_basis(samples.float().cpu(), config.rank_of(parts.ir_shape[0]))
         note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
     else:
         note = "computed from each record alone"
         if config.algorithm == "approximate":
-            start = iteration_start(parts.ir_shape[0], config.rank, seed=config.seed)
+            start = iteration_start(parts.ir_shape[0], config.rank_of(parts.ir_shape[0]), seed=config.seed)
             note += ", the iteration's start is seeded"
     decomposer = _decomposer_of(parts, config, basis=basis, start=start)
     return decomposer.eval().to(torch.device(config.device)), Provenance(kind="data-independent", note=note)

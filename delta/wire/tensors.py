@@ -55,10 +55,9 @@ _FROM_WIRE: dict[int, torch.dtype] = {number: dtype for dtype, number in _TO_WIR
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Elements in C order, little-endian; of any shape and wire dtype."""
-    flat = tensor.detach().to("cpu").contiguous()
-    if flat.dtype == torch.bfloat16:  # numpy has no bfloat16: its bits travel as they are
-        flat = flat.view(torch.int16)
-    return _little_endian(flat.numpy().tobytes(), tensor.dtype.itemsize)
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16: its bits travel as they are
+        tensor = tensor.detach().contiguous().view(torch.int16)
+    return _little_endian(tensor.numpy(force=True).tobytes(), tensor.dtype.itemsize)
 
 
 def tensor_from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

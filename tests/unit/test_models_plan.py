@@ -15,9 +15,12 @@ from tests.unit import models_zoo as zoo
 X = torch.zeros(1, 3, 8, 8)
 
 
+PAPER = {"basis": "svd", "main_layout": "authors"}
+
+
 @pytest.fixture(scope="module")
 def resnet18_plan():
-    return plan("resnet18", classes=100, input=(3, 32, 32), rank=8, block=16, keep=8, epsilon=8)
+    return plan("resnet18", classes=100, input=(3, 32, 32), rank=8, block=16, keep=8, epsilon=8, **PAPER)
 
 
 def test_the_json_holds_the_declared_figures(resnet18_plan) -> None:
@@ -58,7 +61,7 @@ def test_the_main_model_differs_from_the_slides_and_a_note_says_how(resnet18_pla
     note = next(n for n in resnet18_plan.notes if "48.3 M" in n)
     assert "make 87.5 M at rank 8" in note
     assert "is 6 with 51.3 M" in note
-    other = plan("resnet18", classes=100, input=(3, 32, 32), rank=4, block=16, keep=8)
+    other = plan("resnet18", classes=100, input=(3, 32, 32), rank=4, block=16, keep=8, **PAPER)
     assert any("make 24.3 M at rank 4" in n for n in other.notes)
 
 
@@ -67,7 +70,7 @@ def test_notes_follow_the_numbers() -> None:
     text = " ".join(narrow.notes)
     assert "differs from the slides'" in text
     assert "547.4 M" not in text
-    own = plan(zoo.Plain(), at="second", input=(3, 8, 8), rank=2)
+    own = plan(zoo.Plain(), at="second", input=(3, 8, 8), rank=2, **PAPER)
     assert not any("slides'" in note and "ResNet" in note for note in own.notes)
     assert any("no less than the whole model" in note for note in own.notes)
 
