@@ -74,8 +74,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
     )
+    # From 5 steps on: of 4 the warm-up would end at step 0, and the schedule divide by it.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=max(total, 2), pct_start=0.25
+        optimizer, max_lr=config.learning_rate, total_steps=max(total, 5), pct_start=0.25
     )
     model.train()
     step = 0
@@ -119,7 +120,8 @@ def augmented(x: Tensor, how: str, *, generator: torch.Generator, shift: int = 4
     return padded.permute(0, 2, 3, 1)[record, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-@torch.inference_mode()
 def logits_of(forward: Callable[[Tensor], Tensor], x: Tensor, *, batch: int = 256) -> Tensor:
     """`forward` over `x` in batches: `[n, classes]` on the CPU, as a normal tensor."""
-    return torch.cat([forward(part).float().cpu() for part in torch.split(x, batch)]).clone()
+    with torch.inference_mode():
+        logits = torch.cat([forward(part).float().cpu() for part in torch.split(x, batch)])
+    return logits.clone()

@@ -235,7 +235,6 @@ def test_all_faults_are_told_at_once_also_beside_a_missing_noise():
         {"message": "projection"},
         {"channels": 3},
         {"message": "channel-mean", "channels": 3},
-        {"main": {"layout": "light"}},
         {"main": {"layout": "authors", "max_macs": 5}},
         {"whole": {"epochs": 0}},
         {"cloud_fit": {"epochs": 1, "batch": 1}},
