@@ -68,13 +68,18 @@ class ScriptedCloud:
     """A transport whose other end is a script; `transcript` holds all that was submitted, in order.
 
     Unlike the library's transports it checks nothing: what it returns is as hostile as the script.
+
+    Args:
+        script: what it answers.
+        keeps_deadlines: whether an answer that never comes is told at the deadline, as a transport must.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, keeps_deadlines: bool = True) -> None:
         self.transcript: list[Sent] = []
         self.requires_grad = False
         self.before: Callable[[], None] = lambda: None
         self._script = script
+        self._keeps_deadlines = keeps_deadlines
         self._timers: list[threading.Timer] = []
 
     @property
@@ -87,6 +92,8 @@ class ScriptedCloud:
         self.transcript.append(sent_of(op, tensors, deadline_s))
         future: Future[Answer] = Future()
         outcome = self._script(len(self.transcript) - 1, op, tensors)
+        if outcome is None and self._keeps_deadlines:
+            outcome = Later(deadline_s, CloudDeadlineError("no answer in time"))
         if isinstance(outcome, Later):
             timer = threading.Timer(outcome.seconds, _settle, (future, outcome.outcome))
             timer.start()

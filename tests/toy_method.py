@@ -121,6 +121,8 @@ class ToyMethod(Method):
     def infer(self, x: Tensor, ids: RecordIds | None = None) -> Prediction:
         if x.dim() != 4 or tuple(x.shape[1:]) != self.manifest.input.shape or not len(x):
             raise InputError(f"expected records [n, *{self.manifest.input.shape}], got {list(x.shape)}")
+        if x.is_complex() or x.layout != torch.strided:
+            raise InputError("records must be dense and real")
         if not bool(x.isfinite().all()):
             raise InputError("a record holds NaN or infinite values")
         answers: list[Answer] = []

@@ -280,6 +280,34 @@ def test_records_that_do_not_fit_are_refused_and_nothing_is_sent(case, name):
     assert cloud.transcript == []
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.double(),
+        lambda x: x.bfloat16(),
+        lambda x: x.half(),
+        lambda x: x.to(torch.int64),
+        lambda x: x > 0,
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to_sparse(),
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+        lambda x: torch.zeros_like(x),
+        lambda x: x * 1e30,
+    ],
+)
+def test_records_of_another_kind_are_taken_or_refused(one_a_method, other):
+    case = one_a_method
+    with InProcessTransport(case.half()) as transport:
+        method = case.make()
+        method.prepare(transport)
+        try:
+            prediction = method.infer(other(case.records), case.ids(4))
+        except InputError:
+            return
+        _check(prediction, case, 4, sent=prediction.cost.round_trips)
+
+
 def test_a_method_describes_itself(case):
     facts = case.make().facts
     assert facts.name == case.bundle.manifest.method

@@ -157,6 +157,16 @@ def test_labels_that_stay_private_change_nothing_that_leaves(trained):
     assert stage.release.release_hash == trained.bundles["noise"].manifest.release_hash
 
 
+def test_a_transport_that_forgets_the_deadline_is_not_waited_for(trained):
+    bundle = trained.bundles["noise"]
+    with ScriptedCloud(lambda number, op, tensors: None, keeps_deadlines=False) as cloud:
+        method = _make(bundle)
+        method.prepare(cloud, deadline_s=0.05)
+        prediction = method.infer(trained.x[:2], _ids("a", "b"))
+    assert (prediction.used_cloud, prediction.reason) == (False, "deadline")
+    assert torch.equal(prediction.logits, prediction.extras["z_main"])
+
+
 # Stored bytes, retries, budget
 
 
@@ -321,6 +331,19 @@ def test_a_release_does_not_depend_on_the_batch_it_comes_in(trained, name):
     together = payloads([list(range(12))])
     assert together == payloads([[i] for i in range(12)])
     assert together == payloads([[11, 3, 5], [0, 1], [2, 4, 6, 7, 8, 9, 10]])
+
+
+def test_a_record_in_another_layout_or_precision_is_the_same_release(trained):
+    bundle = trained.bundles["noise"]
+    x = trained.x[:3]
+    ledger = InMemoryLedger(budget=100.0)
+    with ScriptedCloud(honest(_half(bundle))) as cloud:
+        method = _make(bundle, ledger=ledger)
+        method.prepare(cloud)
+        for same in (x, x.double(), x.repeat_interleave(2, dim=3)[..., ::2]):
+            method.infer(same, _ids("a", "b", "c"))
+    assert len(set(_payloads(cloud))) == 1
+    assert ledger.spent("s").releases == 3
 
 
 def test_uploads_of_training_equal_those_of_inference(trained):

@@ -130,10 +130,7 @@ class DeltaMethod(Method):
         Whether and what is sent depends on the records, their ids, the ledger and whether there is a
         transport: never on a logit (I1).
         """
-        if x.dim() != 4 or tuple(x.shape[1:]) != self._input.shape or len(x) == 0:
-            raise InputError(
-                f"expected records [n, {', '.join(map(str, self._input.shape))}], got {list(x.shape)}"
-            )
+        x = self._checked(x)
         started = time.perf_counter()
         released = self._releaser.release(x, ids)
         future, failure = self._send(released)
@@ -180,6 +177,21 @@ class DeltaMethod(Method):
             "method 'delta' is trained by `delta.train` in two stages: its releases are stored once, "
             "so the cloud model needs no step with the private side"
         )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Records in float32, as the modules are; the digest covers that form, so other precisions share it.
+
+        Raises:
+            InputError: another shape, or no dense floating tensor.
+        """
+        fits = x.dim() == 4 and tuple(x.shape[1:]) == self._input.shape and len(x) > 0
+        if not fits or not x.is_floating_point() or x.layout != torch.strided:
+            kind = str(x.dtype).removeprefix("torch.")
+            raise InputError(
+                f"expected floating records [n, {', '.join(map(str, self._input.shape))}], n ≥ 1, "
+                f"got {kind}{list(x.shape)}"
+            )
+        return x.to(torch.float32)
 
     def _send(self, released: Released) -> tuple[Future[Answer] | None, Exception | None]:
         """Debit, then send: a crash in between over-counts, which is the safe side."""
