@@ -1,1 +1,123 @@
-def micro() -> None: ...
+"""`delta bench`: what Delta costs on this machine, as ratios within one run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from delta.cli.output import say, table, write_json
+from delta.errors import CloudUnavailableError
+
+__all__ = ["micro"]
+
+
+def micro(
+    part: Annotated[
+        Literal["all", "decomposition", "stream"], typer.Option(help="Which measurements to make.")
+    ] = "all",
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; each measures every candidate once.")] = 9,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
+) -> None:
+    """Decomposition and release on one thread, and PredictStream beside a bare gRPC echo."""
+    import torch
+
+    figures: dict[str, Any] = {
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": torch.get_num_threads(),
+        }
+    }
+    quiet = str(json) == "-"
+    if part in ("all", "decomposition"):
+        from delta.bench.micro_decomposition import measure_decomposition
+
+        figures["decomposition"] = measure_decomposition(rounds=2 * rounds + 1)
+        if not quiet:
+            _show_decomposition(figures["decomposition"])
+    if part in ("all", "stream"):
+        figures["stream"] = _stream(rounds)
+        if not quiet:
+            _show_stream(figures["stream"])
+    write_json(json, figures)
+
+
+def _stream(rounds: int) -> dict[str, Any]:
+    from delta_client.bench_stream import measure_stream
+    from delta_server.launch import ServerProcess
+
+    from delta.bench.zero_method import zero_bundle
+    from delta.bundle.store import save_bundle
+
+    bundle = zero_bundle()
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_bundle(bundle, Path(folder) / "bundle")
+        with (
+            ServerProcess.start(path, plugins=["delta.bench.zero_method"], threads=1) as server,
+            _echo() as echo,
+        ):
+            return measure_stream(server.address, echo, bundle.manifest.binding, rounds=rounds)
+
+
+@contextmanager
+def _echo() -> Iterator[str]:
+    """The bare echo as a process; gives its address."""
+    command = [sys.executable, "-m", "delta_server.bench_echo"]
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise CloudUnavailableError("the echo server did not start; is the port range exhausted?")
+        try:
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+
+
+def _show_decomposition(figures: dict[str, dict[str, float]]) -> None:
+    rows = []
+    for name, row in figures.items():
+        times = (
+            f"{row['median_ms']:.2f} ({row['min_ms']:.2f} to {row['max_ms']:.2f})" if "median_ms" in row else ""
+        )
+        ratios = ", ".join(
+            f"{key.replace('_', ' ')} {value:.3g}" for key, value in row.items() if not key.endswith("_ms")
+        )
+        rows.append([name.replace("_", " "), times, ratios])
+    table(
+        "Decomposition and release, [32, 64, 32, 32] float32, one thread",
+        ["what", "median ms (range)", "ratios in this run"],
+        rows,
+    )
+
+
+def _show_stream(figures: dict[str, Any]) -> None:
+    rows = [
+        [
+            str(row["records_per_message"]),
+            str(row["in_flight"]),
+            *(
+                f"{row[key]['median']:,.0f} ({row[key]['min']:,.0f} to {row[key]['max']:,.0f})"
+                for key in ("records_per_s", "echo_records_per_s")
+            ),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in figures["rows"]
+    ]
+    table(
+        f"PredictStream on loopback, {figures['payload_bytes']} bytes a record, a cloud model that costs nothing",
+        ["records a message", "in flight", "records/s", "bare echo, records/s", "ratio"],
+        rows,
+    )
+    size = figures["bytes_per_record"]
+    say(f"bytes a record, handshake included: {size['up']:.1f} up, {size['down']:.1f} down")
