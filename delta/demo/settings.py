@@ -42,19 +42,21 @@ class DemoSettings:
         Images of several channels are harder: they get longer fits and more private MACs.
         """
         colour = channels > 1
-        return TrainConfig(
-            noise="none",
-            seed=self.seed,
-            name="demo",
-            rank=4,
-            offload=self.offload,
-            backbone="fixed",
-            whole=FitConfig(epochs=8 if colour else 4),
-            main=MainConfig(max_macs=600_000 if colour else 90_000),
-            main_fit=FitConfig(epochs=12, learning_rate=1e-2),
-            cloud_fit=FitConfig(epochs=8 if colour else 5),
-            augment="shift+flip" if colour else "none",
-            device=self.device,
+        return TrainConfig.of(
+            {
+                "noise": "none",
+                "seed": self.seed,
+                "name": "demo",
+                "rank": 4,
+                "offload": self.offload,
+                "backbone": "fixed",
+                "whole": FitConfig(epochs=8 if colour else 4),
+                "main": MainConfig(max_macs=600_000 if colour else 90_000),
+                "main_fit": FitConfig(epochs=12, learning_rate=1e-2),
+                "cloud_fit": FitConfig(epochs=8 if colour else 5),
+                "augment": "shift+flip" if colour else "none",
+                "device": self.device,
+            }
         )
 
     def rows(self, channels: int) -> dict[str, TrainConfig]:
