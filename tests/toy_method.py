@@ -36,6 +36,7 @@ class ToyHalf:
         self.weight = weight
         self.classes = classes
         self.batches: list[int] = []
+        self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
@@ -60,6 +61,7 @@ class ToyHalf:
     def predict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         bits = tensors["bits"]
         self.batches.append(bits.shape[0])
+        self.threads.append(threading.current_thread().name)
         self.started.set()
         self.gate.wait(30)
         if bool((bits[:, 0] == POISON).any()):

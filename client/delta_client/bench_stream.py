@@ -7,8 +7,9 @@ import gc
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import grpc
@@ -39,9 +40,10 @@ def measure_stream(
 ) -> dict[str, Any]:
     """Measure both in turn (A B A B), a warm-up round first.
 
-    Ours is the whole way of a user's request: `submit` on one thread, a future's result back on it; the cloud
-    model costs nothing. The echo's client and server do nothing but read and write raw messages of as many
-    bytes, the client all on its event loop.
+    Ours is `GrpcTransport.submit` and its futures, driven twice: `callback` sends the next request when an
+    answer arrives, on the event loop's thread, as the echo does; `blocking` is one user's thread that waits
+    for the oldest answer. The cloud model costs nothing. The echo's client and server do nothing but read and
+    write raw messages of as many bytes, the client all on its event loop, with a reader and a writer.
 
     Args:
         address: HOST:PORT of a server that serves `delta.bench.zero_method`.
@@ -55,64 +57,65 @@ def measure_stream(
         seconds: of each measurement.
 
     Returns:
-        `rows`: for each setting `records_per_message`, `in_flight`, and records per second of ours and of the
-        echo (median, min, max) with their `ratio`, the median of the rounds' own ratios; and
-        `bytes_per_record`: up and down, the handshake included once.
+        `rows`: for each setting `records_per_message`, `in_flight`, and under `callback`, `blocking` and `echo`
+        records per second (`median`, `min`, `max`), the first two with `ratio`, the median over the rounds of
+        ours divided by the echo's; and `bytes_per_record` `{up, down}`, the handshake included once.
     """
     rows = []
     with (
-        GrpcTransport(address, binding, payload_bytes=payload_bytes) as transport,
+        GrpcTransport(address, binding, payload_bytes=payload_bytes, classes=classes) as transport,
         _Echo(echo_address) as echo,
     ):
         for count in records:
             bits = torch.zeros(count, payload_bytes, dtype=torch.uint8)
             answer = transport.submit(PREDICT, {"bits": bits}, deadline_s=_DEADLINE_S).result()
+            up, down = answer.bytes_up, answer.bytes_down
             for window in in_flight:
-
-                def ours(seconds: float, bits: torch.Tensor = bits, window: int = window) -> float:
-                    return _drive(transport, bits, window=window, seconds=seconds)
-
-                def bare(seconds: float, answer: Answer = answer, window: int = window) -> float:
-                    return echo.drive(answer.bytes_up, answer.bytes_down, window=window, seconds=seconds)
-
-                rows.append(
-                    {
-                        "records_per_message": count,
-                        "in_flight": window,
-                        **_compare(ours, bare, scale=count, rounds=rounds, seconds=seconds),
-                    }
-                )
-        up, down = _bytes_per_record(address, binding, payload_bytes, messages=1000)
+                drivers = {
+                    "echo": partial(echo.drive, up, down, window=window),
+                    "callback": partial(_drive_callback, transport, bits, window=window),
+                    "blocking": partial(_drive_blocking, transport, bits, window=window),
+                }
+                rates = _alternate(drivers, rounds=rounds, seconds=seconds)
+                rows.append({"records_per_message": count, "in_flight": window, **_summary(rates, count)})
+    up_rate, down_rate = _bytes_per_record(address, binding, payload_bytes, messages=1000)
     return {
         "payload_bytes": payload_bytes,
         "classes": classes,
         "rows": rows,
-        "bytes_per_record": {"up": up, "down": down},
+        "bytes_per_record": {"up": up_rate, "down": down_rate},
     }
 
 
-def _compare(
-    ours: Callable[[float], float], bare: Callable[[float], float], *, scale: int, rounds: int, seconds: float
-) -> dict[str, Any]:
-    ours(seconds / 2)
-    bare(seconds / 2)
+def _alternate(
+    drivers: Mapping[str, Callable[..., float]], *, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Messages per second of each driver in each round."""
+    for drive in drivers.values():
+        drive(seconds=seconds / 2)
     gc.collect()
-    mine, theirs = [], []
+    rates: dict[str, list[float]] = {name: [] for name in drivers}
     for _ in range(rounds):
-        mine.append(ours(seconds) * scale)
-        theirs.append(bare(seconds) * scale)
-    return {
-        "records_per_s": _spread(mine),
-        "echo_records_per_s": _spread(theirs),
-        "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
-    }
+        for name, drive in drivers.items():
+            rates[name].append(drive(seconds=seconds))
+    return rates
+
+
+def _summary(rates: Mapping[str, list[float]], records: int) -> dict[str, Any]:
+    """Records per second of each driver, and the ratio of ours to the echo's of the same round."""
+    found: dict[str, Any] = {}
+    for name, mine in rates.items():
+        found[name] = _spread([rate * records for rate in mine])
+        if name != "echo":
+            found[name]["ratio"] = statistics.median(a / b for a, b in zip(mine, rates["echo"], strict=True))
+    return found
 
 
 def _spread(rates: list[float]) -> dict[str, float]:
     return {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
 
 
-def _drive(transport: GrpcTransport, bits: torch.Tensor, *, window: int, seconds: float) -> float:
+def _drive_blocking(transport: GrpcTransport, bits: torch.Tensor, *, window: int, seconds: float) -> float:
     """Messages per second with `window` of them in flight, as a user's thread sees them."""
     pending: deque[Future[Answer]] = deque()
     tensors = {"bits": bits}
@@ -128,6 +131,37 @@ def _drive(transport: GrpcTransport, bits: torch.Tensor, *, window: int, seconds
         pending.popleft().result()
         done += 1
     return done / (time.perf_counter() - start)
+
+
+def _drive_callback(transport: GrpcTransport, bits: torch.Tensor, *, window: int, seconds: float) -> float:
+    """Messages per second with `window` of them in flight, each answer sending the next request."""
+    tensors = {"bits": bits}
+    finished: Future[int] = Future()
+    sent = done = 0
+    start = time.perf_counter()
+    end = start + seconds
+
+    def send() -> None:
+        nonlocal sent
+        sent += 1
+        transport.submit(PREDICT, tensors, deadline_s=_DEADLINE_S).add_done_callback(receive)
+
+    def receive(future: Future[Answer]) -> None:
+        nonlocal done
+        done += 1
+        if future.exception() is not None:
+            finished.set_exception(future.exception())
+        elif time.perf_counter() < end:
+            send()
+        elif done == sent:
+            finished.set_result(done)
+
+    def start_all(_: Future[Answer]) -> None:  # on the loop's thread too: there is one writer to the counts
+        for _ in range(window):
+            send()
+
+    transport.submit(PREDICT, tensors, deadline_s=_DEADLINE_S).add_done_callback(start_all)
+    return finished.result() / (time.perf_counter() - start)
 
 
 def _bytes_per_record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ class LoopThread:
         """The process's loop, started if need be."""
         with cls._guard:
             if cls._shared is None:
+                # gRPC tells every closed connection on standard error unless it is told otherwise first.
+                os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
                 cls._shared = cls()
             return cls._shared
 

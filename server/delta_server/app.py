@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -176,6 +177,7 @@ def run(config: ServerConfig, *, credentials: grpc.ServerCredentials | None = No
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     models = ModelStore.load(config)
+    gc.freeze()  # what is loaded now lives as long as the process: the collector need not walk it again
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(config, models, credentials))
 

@@ -22,6 +22,9 @@ from delta_server.models import HostedModel
 
 __all__ = ["Batcher", "Job", "Owner"]
 
+_QUICK_MS = 0.1  # about what two hand-overs between threads cost
+_KINDS = 256  # kinds of call to remember
+
 
 class Owner(Protocol):
     """Who waits for a job's answer: a stream or a call."""
@@ -89,6 +92,7 @@ class Batcher:
         self._admitted = 0
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._waiting: deque[Job] = deque()
+        self._quick: dict[object, int] = {}
         self._thread = threading.Thread(target=self._run, name="delta-compute", daemon=True)
         self._thread.start()
 
@@ -97,8 +101,15 @@ class Batcher:
         """Records admitted and not yet answered."""
         return self._admitted
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, alone: bool = False) -> None:
         """Admit a job; on the event loop only.
+
+        A call that is known to cost less than handing it to the other thread and back runs here and now, if
+        nothing else waits or runs.
+
+        Args:
+            job: the request.
+            alone: whether its client waits for this one answer only, so that there is nothing to join.
 
         Raises:
             CloudOverloadedError: the queue is full.
@@ -108,9 +119,13 @@ class Batcher:
                 f"the queue is full: {self._admitted} of {self._queue_records} records, {job.records} more "
                 "do not fit; send again later"
             )
-        self._admitted += job.records
         job.arrived = time.monotonic()
-        self._inbox.put(job)
+        quick = alone and not self._admitted and job.records <= self._quick.get(job.key, 0)
+        self._admitted += job.records
+        if quick:
+            self._deliver(self._answer([job]))
+        else:
+            self._inbox.put(job)
 
     def close(self) -> None:
         """Finish what was admitted and end the thread."""
@@ -186,9 +201,23 @@ class Batcher:
             start = time.perf_counter()
             outcomes = self._outcomes(live)
             cloud_ms = (time.perf_counter() - start) * 1e3
+            self._learn(live, cloud_ms)
             for job, outcome in zip(live, outcomes, strict=True):
                 answers.append((job, _encoded(job, outcome, cloud_ms)))
         return answers
+
+    def _learn(self, batch: list[Job], cloud_ms: float) -> None:
+        """Remember up to how many records a call of this kind was quick the last time."""
+        key, records = batch[0].key, sum(job.records for job in batch)
+        if key is None:
+            return
+        if cloud_ms > _QUICK_MS:
+            if records <= self._quick.get(key, 0):
+                del self._quick[key]
+        elif records > self._quick.get(key, 0):
+            if len(self._quick) >= _KINDS:
+                self._quick.clear()
+            self._quick[key] = records
 
     def _outcomes(self, batch: list[Job]) -> list[Any]:
         """One outcome a job, its form's part or an error; when a joined batch fails, each job runs alone."""

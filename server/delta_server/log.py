@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 
@@ -27,3 +28,4 @@ def log_to_stderr() -> None:
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -146,7 +146,7 @@ async def predict(raw: bytes, *, models: ModelStore, batcher: Batcher, deadline_
         key=_key(model),
     )
     try:
-        batcher.submit(job)
+        batcher.submit(job, alone=True)
         answer = await call.answer
     finally:
         call.closed = True

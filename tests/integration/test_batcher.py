@@ -47,7 +47,7 @@ class Bench:
         settings = {"max_batch": 8, "max_delay_s": 0.0, "queue_records": 64, **settings}
         self.batcher = Batcher(asyncio.get_running_loop(), **settings)
 
-    def submit(self, records=1, first=1, *, deadline_s=10.0):
+    def submit(self, records=1, first=1, *, deadline_s=10.0, alone=False):
         owner = Waiter()
         self.batcher.submit(
             Job(
@@ -60,7 +60,8 @@ class Bench:
                 records=records,
                 deadline=time.monotonic() + deadline_s,
                 key="predict",
-            )
+            ),
+            alone=alone,
         )
         return owner
 
@@ -220,5 +221,42 @@ def test_closing_finishes_what_was_admitted():
         bench.batcher = Batcher(
             asyncio.get_running_loop(), max_batch=1, max_delay_s=0.0, queue_records=1
         )  # for the harness to close
+
+    run(scenario)
+
+
+def test_a_quick_call_that_has_nothing_to_join_runs_where_it_arrives(monkeypatch):
+    monkeypatch.setattr("delta_server.batcher._QUICK_MS", 1e9)
+
+    async def scenario(bench):
+        await bench.submit(records=2, alone=True).outcome()
+        await bench.submit(records=2, alone=True).outcome()
+        await bench.submit(records=3, alone=True).outcome()  # more than was seen to be quick
+        await bench.submit(records=1, alone=False).outcome()
+        assert bench.half.threads == ["delta-compute", "MainThread", "delta-compute", "delta-compute"]
+        assert bench.batcher.admitted == 0
+
+    run(scenario)
+
+
+def test_a_call_that_is_not_quick_never_runs_on_the_event_loop(monkeypatch):
+    monkeypatch.setattr("delta_server.batcher._QUICK_MS", 0.0)
+
+    async def scenario(bench):
+        for _ in range(3):
+            await bench.submit(alone=True).outcome()
+        assert set(bench.half.threads) == {"delta-compute"}
+
+    run(scenario)
+
+
+def test_a_call_that_turned_slow_goes_back_to_the_thread(monkeypatch):
+    async def scenario(bench):
+        monkeypatch.setattr("delta_server.batcher._QUICK_MS", 1e9)
+        await bench.submit(alone=True).outcome()
+        monkeypatch.setattr("delta_server.batcher._QUICK_MS", 0.0)
+        await bench.submit(alone=True).outcome()
+        await bench.submit(alone=True).outcome()
+        assert bench.half.threads == ["delta-compute", "MainThread", "delta-compute"]
 
     run(scenario)

@@ -13,14 +13,22 @@ import grpc
 import pytest
 import torch
 from delta_client import Client, GrpcTransport, fetch_manifest, list_models
-from delta_server.config import parse_listen
+from delta_server.config import ServerConfig, parse_listen
 from delta_server.launch import ServerProcess
+from delta_server.models import ModelStore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from delta.bench.zero_method import zero_bundle
 from delta.bundle.store import export_cloud_part, save_bundle
-from delta.errors import CloudError, CloudMismatchError, CloudUnavailableError, ConfigError
+from delta.errors import (
+    BundleError,
+    CloudError,
+    CloudMismatchError,
+    CloudUnavailableError,
+    ConfigError,
+    UnknownMethodError,
+)
 from delta.wire.services import SERVICES
 from tests.cloud_fixtures import PLUGIN
 from tests.toy_method import toy_bundle
@@ -205,7 +213,8 @@ def test_a_killed_server_fails_what_is_pending(toy_dir):
 def test_the_server_ends_with_its_launcher(toy_dir):
     code = (
         "import sys, os, pathlib\n"
-        "from delta_server.launch import ServerProcess\n"
+        "from delta_server.launch import ServerProcess
+from delta_server.models import ModelStore\n"
         f"server = ServerProcess.start(pathlib.Path({str(toy_dir)!r}), plugins=[{PLUGIN!r}], threads=1)\n"
         "print(server.pid, flush=True)\n"
         "os._exit(0)\n"
@@ -237,24 +246,20 @@ def test_a_port_in_use_is_one_clear_line(toy_dir):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "text"),
-    [
-        (lambda folder: None, 5, "manifest.json is missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), 5, "is not JSON"),
-        (
-            lambda folder: (folder / "manifest.json").write_text('{"schema_version": 9}'),
-            5,
-            "schema version 9",
-        ),
-    ],
-)
-def test_a_bad_bundle_is_one_clear_line(tmp_path, change, status, text):
-    change(tmp_path)
-    found, out, err = _serve("--bundle", tmp_path)
-    assert (found, out) == (status, "")
-    assert text in err
+def test_a_bad_bundle_is_one_clear_line(tmp_path):
+    status, out, err = _serve("--bundle", tmp_path)
+    assert (status, out) == (5, "")
+    assert "manifest.json is missing" in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("manifest", "text"), [("{", "is not JSON"), ('{"schema_version": 9}', "schema version 9")]
+)
+def test_a_bad_manifest_is_refused(tmp_path, manifest, text):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(BundleError, match=text):
+        ModelStore.load(ServerConfig(bundles=(tmp_path,)))
 
 
 def test_damaged_weights_are_refused_and_the_launcher_says_why(tmp_path):
@@ -266,11 +271,13 @@ def test_damaged_weights_are_refused_and_the_launcher_says_why(tmp_path):
 
 
 def test_unknown_plugins_targets_and_addresses_are_refused(toy_dir, tmp_path):
-    status, _, err = _serve("--bundle", toy_dir, "--plugin", "no.such.module")
-    assert (status, len(err.strip().splitlines())) == (4, 1)
+    with pytest.raises(UnknownMethodError, match=r"no\.such\.module"):
+        ModelStore.load(ServerConfig(bundles=(toy_dir,), plugins=("no.such.module",)))
+    with pytest.raises(ConfigError, match="two bundles are named 'toy'"):
+        ModelStore.load(ServerConfig(bundles=(toy_dir, toy_dir), plugins=(PLUGIN,)))
     folder = save_bundle(toy_bundle(target="other.module:build"), tmp_path / "other")
-    with pytest.raises(CloudUnavailableError, match="not allowed"):
-        ServerProcess.start(folder, plugins=[PLUGIN])
+    with pytest.raises(BundleError, match="not allowed"):
+        ModelStore.load(ServerConfig(bundles=(folder,), plugins=(PLUGIN,)))
     with ServerProcess.start(folder, plugins=[PLUGIN], allow=["other.module:build"]) as server:
         assert server.returncode is None
     for text in ("here", ":1", "host:", "host:70000", "host:-1", "host:²"):
