@@ -109,10 +109,10 @@ def train_decoder(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            progress(stage, step + 1, steps)
             if spent >= 1:
+                progress(stage, steps, steps)
                 break
-        progress(stage, steps, steps)
+            progress(stage, step + 1, steps)
     decoder.eval()
     return decoder
 

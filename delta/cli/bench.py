@@ -88,7 +88,9 @@ def _show_decomposition(figures: dict[str, dict[str, float]]) -> None:
     rows = []
     for name, row in figures.items():
         times = (
-            f"{row['median_ms']:.2f} ({row['min_ms']:.2f} to {row['max_ms']:.2f})" if "median_ms" in row else ""
+            f"{row['median_ms']:.2f} ({row['min_ms']:.2f} to {row['max_ms']:.2f})"
+            if "median_ms" in row
+            else ""
         )
         ratios = ", ".join(
             f"{key.replace('_', ' ')} {value:.3g}" for key, value in row.items() if not key.endswith("_ms")

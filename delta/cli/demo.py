@@ -37,10 +37,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     include_records: Annotated[bool, typer.Option(help="Show records of your own data on the page.")] = False,
+    download: Annotated[
+        bool, typer.Option(help="Fetch the archive of cifar10:FOLDER or cifar100:FOLDER first.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the summary here too.")] = None,
 ) -> None:
     """Train or reuse a bundle, start a cloud as a second process, classify real images across the boundary."""
-    from delta.data.load import load_dataset
+    from delta.data.load import download_dataset, load_dataset
     from delta.demo import DemoSettings, render_page, run_demo, summarise
     from delta.demo.summary import headline, verdict
 
@@ -48,6 +51,8 @@ def demo(
     settings = DemoSettings(
         offload=offload, seed=seed, device=device, show_records=data == "embedded" or include_records
     )
+    if download:
+        say(f"downloaded {download_dataset(data)}")
     splits = load_dataset(data, limit=limit, seed=seed)
     say(
         f"data: {splits.train.name}, {len(splits.train.labels):,} training and {len(splits.test.labels):,} test images"

@@ -96,10 +96,18 @@ def infer(
 
 
 def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
-    """The owner's noise key: at `path`, or `noise.key` beside the bundle's folder; drawn on first use."""
+    """The owner's noise key: at `path`, or `noise.key` beside the bundle's folder, which is drawn on first use.
+
+    Raises:
+        ConfigError: `path` is named and not there: another key would give the same records fresh noise.
+    """
     from delta.errors import ConfigError
     from delta.release.noise import NoiseKey
 
+    if path is not None and not path.exists():
+        raise ConfigError(
+            f"--noise-key {path} is not there; leave the option out to draw one beside the bundle"
+        )
     where = path or bundle.absolute().parent / "noise.key"
     if not where.exists():
         try:

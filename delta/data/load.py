@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from delta.data.cifar import cifar_layout_of, load_cifar
+from delta.data.cifar import CIFAR10, CIFAR100, cifar_layout_of, download_cifar, load_cifar
 from delta.data.embedded import load_embedded
 from delta.data.idx import DIGITS, FASHION, is_idx_folder, load_idx
 from delta.data.image_folder import is_image_folder, load_image_folder
@@ -13,7 +13,7 @@ from delta.data.records import DataSplits
 from delta.data.resize import resized
 from delta.errors import DataError
 
-__all__ = ["SPECS", "load_dataset"]
+__all__ = ["SPECS", "download_dataset", "load_dataset"]
 
 SPECS = "embedded, cifar10:PATH, cifar100:PATH, fashion-mnist:PATH, mnist:PATH, or the path of one of these"
 """What `load_dataset` takes, for help texts."""
@@ -77,3 +77,19 @@ def _by_content(path: Path, spec: str, seed: int) -> DataSplits:
     raise DataError(
         f"{spec}: not a known data set; expected train/<class>/ and test/<class>/ folders, or {SPECS}"
     )
+
+
+def download_dataset(spec: str) -> Path:
+    """Fetch the official archive of `cifar10:FOLDER` or `cifar100:FOLDER` into the folder, checksum verified.
+
+    Returns:
+        The archive's path; one that is there already and whole is kept.
+
+    Raises:
+        DataError: another data set, or the transfer or the checksum failed; nothing half-written is left.
+    """
+    prefix, colon, folder = spec.partition(":")
+    layout = {"cifar10": CIFAR10, "cifar100": CIFAR100}.get(prefix)
+    if layout is None or not colon or not folder:
+        raise DataError(f"data set {spec!r} cannot be downloaded; give cifar10:FOLDER or cifar100:FOLDER")
+    return download_cifar(layout, Path(folder).expanduser())

@@ -13,50 +13,25 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import delta_server.log
 import numpy as np
 import pytest
 from delta_server.launch import ServerProcess
 from PIL import Image
 
 from delta.bundle.store import save_bundle
-from delta.cli.app import main
 from delta.data.records import DataSplits
 from delta.errors import (
     BundleError,
     CloudUnavailableError,
     ConfigError,
-    DeltaError,
     InputError,
     UnknownMethodError,
-    spec_of,
 )
 from delta.release.noise import NoiseKey
+from tests.commands import Outcome, fails
 
 DELTA = [sys.executable, "-m", "delta.cli"]
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Run the command in this process."""
-    monkeypatch.setattr(delta_server.log, "log_to_stderr", lambda: None)  # a handler would outlive the test
-
-    def call(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return Outcome(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +61,6 @@ def silent_port() -> Iterator[int]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def _fails(outcome: Outcome, error: type[DeltaError], *words: str) -> None:
-    """One line on standard error that says what was wrong, the catalog's exit code, and no trace."""
-    lines = outcome.err.strip().splitlines()
-    assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("error: ")
-    assert outcome.code == spec_of(error).exit_code
-    assert "Traceback" not in outcome.err + outcome.out
-    for word in words:
-        assert word in lines[0]
 
 
 def _warns(outcome: Outcome, reason: str) -> None:
@@ -158,7 +122,7 @@ def test_serve_and_infer_as_two_commands(bundle_dirs, images, tmp_path):
 def test_a_fault_of_a_real_process_is_one_line_too(images, tmp_path):
     command = [*DELTA, "infer", str(images), "--bundle", str(tmp_path / "absent")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    _fails(Outcome(done.returncode, done.stdout, done.stderr), BundleError, "absent")
+    fails(Outcome(done.returncode, done.stdout, done.stderr), BundleError, "absent")
 
 
 # Results
@@ -215,7 +179,7 @@ def test_an_unreachable_cloud(run, bundle_dirs, images, tmp_path):
     call = ("infer", images, "--bundle", bundle_dirs["none"], "--cloud", address)
     _warns(run(*call), "unreachable")
     report = tmp_path / "report.json"
-    _fails(run(*call, "--require-cloud", "--json", report), CloudUnavailableError, address)
+    fails(run(*call, "--require-cloud", "--json", report), CloudUnavailableError, address)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +195,7 @@ def test_a_hung_cloud(run, bundle_dirs, images, silent_port):
 def test_a_cloud_of_another_model(run, bundle_dirs, images, server):
     call = ("infer", images, "--bundle", bundle_dirs["principal"], "--cloud", server.address)
     _warns(run(*call), "mismatch")
-    _fails(run(*call, "--require-cloud"), CloudUnavailableError, "mismatch")
+    fails(run(*call, "--require-cloud"), CloudUnavailableError, "mismatch")
 
 
 # Faults of the input
@@ -255,7 +219,7 @@ def test_damaged_and_unfit_images(run, bundle_dirs, images, tmp_path):
         ("empty", "no images"),
     ):
         done = run("infer", good, tmp_path / name, "--bundle", bundle_dirs["none"], "--json", report)
-        _fails(done, InputError, name, word)
+        fails(done, InputError, name, word)
         assert not report.exists()
         assert done.out == ""
 
@@ -263,7 +227,7 @@ def test_damaged_and_unfit_images(run, bundle_dirs, images, tmp_path):
 def test_a_report_that_cannot_be_written(run, bundle_dirs, images, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("infer", images, "--bundle", bundle_dirs["none"], "--json", tmp_path / "file" / "report.json")
-    _fails(done, InputError, "report.json", "cannot be written")
+    fails(done, InputError, "report.json", "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -302,17 +266,17 @@ def test_bundles_that_are_none(run, bundle_dirs, images, tmp_path):
         (cut, "not JSON"),
         (cloud_only, "only the cloud part"),
     ):
-        _fails(run("infer", images, "--bundle", folder), BundleError, word)
+        fails(run("infer", images, "--bundle", folder), BundleError, word)
     before = sorted(tmp_path.iterdir())
     for folder in (tmp_path / "absent", swapped, edited, cut):
-        _fails(run("export", "--bundle", folder, "--out", tmp_path / "out"), BundleError)
-        _fails(run("serve", "--bundle", folder, "--listen", "127.0.0.1:0"), BundleError)
+        fails(run("export", "--bundle", folder, "--out", tmp_path / "out"), BundleError)
+        fails(run("serve", "--bundle", folder, "--listen", "127.0.0.1:0"), BundleError)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_export_never_overwrites_what_is_no_bundle(run, bundle_dirs, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    _fails(run("export", "--bundle", bundle_dirs["none"], "--out", tmp_path), BundleError, "not a bundle")
+    fails(run("export", "--bundle", bundle_dirs["none"], "--out", tmp_path), BundleError, "not a bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -326,9 +290,9 @@ def test_a_noise_key_that_is_none(run, bundle_dirs, images, tmp_path):
     NoiseKey.generate().save(open_to_all)
     open_to_all.chmod(0o644)
     call = ("infer", images, "--bundle", bundle_dirs["noise"], "--noise-key")
-    _fails(run(*call, short), ConfigError, "32 bytes")
-    _fails(run(*call, open_to_all), ConfigError, "chmod 600")
-    _fails(run(*call, tmp_path / "absent" / "noise.key"), ConfigError, "cannot be written")
+    fails(run(*call, short), ConfigError, "32 bytes")
+    fails(run(*call, open_to_all), ConfigError, "chmod 600")
+    fails(run(*call, tmp_path / "absent.key"), ConfigError, "is not there")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +308,7 @@ def test_a_noise_key_that_is_none(run, bundle_dirs, images, tmp_path):
     ],
 )
 def test_wrong_options_of_infer(run, bundle_dirs, images, arguments, words):
-    _fails(run("infer", images, "--bundle", bundle_dirs["none"], *arguments), ConfigError, *words)
+    fails(run("infer", images, "--bundle", bundle_dirs["none"], *arguments), ConfigError, *words)
 
 
 @pytest.mark.parametrize(
@@ -363,21 +327,21 @@ def test_wrong_options_of_infer(run, bundle_dirs, images, arguments, words):
     ],
 )
 def test_wrong_options_of_serve(run, bundle_dirs, arguments, error, words):
-    _fails(run("serve", "--bundle", bundle_dirs["none"], *arguments), error, *words)
+    fails(run("serve", "--bundle", bundle_dirs["none"], *arguments), error, *words)
 
 
 def test_a_port_in_use(run, bundle_dirs, silent_port):
     done = run("serve", "--bundle", bundle_dirs["none"], "--listen", f"127.0.0.1:{silent_port}")
-    _fails(done, ConfigError, f"{silent_port}", "in use")
+    fails(done, ConfigError, f"{silent_port}", "in use")
 
 
 def test_two_bundles_of_one_name(run, bundle_dirs):
     twice = ["--bundle", bundle_dirs["none"]] * 2
-    _fails(run("serve", *twice, "--listen", "127.0.0.1:0"), ConfigError, "two bundles")
+    fails(run("serve", *twice, "--listen", "127.0.0.1:0"), ConfigError, "two bundles")
 
 
 def test_missing_arguments_and_unknown_commands(run, images):
-    _fails(run("infer", images), ConfigError, "--bundle", "delta infer --help")
-    _fails(run("infer", "--bundle", "x"), ConfigError, "paths")
-    _fails(run("serve"), ConfigError, "--bundle")
-    _fails(run("divine"), ConfigError, "divine")
+    fails(run("infer", images), ConfigError, "--bundle", "delta infer --help")
+    fails(run("infer", "--bundle", "x"), ConfigError, "paths")
+    fails(run("serve"), ConfigError, "--bundle")
+    fails(run("divine"), ConfigError, "divine")
