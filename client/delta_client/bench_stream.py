@@ -156,7 +156,9 @@ def _drive_callback(transport: GrpcTransport, bits: torch.Tensor, *, window: int
         elif done == sent:
             finished.set_result(done)
 
-    def start_all(_: Future[Answer]) -> None:  # on the loop's thread too: there is one writer to the counts
+    def start_all(
+        warm: Future[Answer],
+    ) -> None:  # on the loop's thread too: there is one writer to the counts
         for _ in range(window):
             send()
 

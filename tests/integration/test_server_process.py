@@ -213,8 +213,7 @@ def test_a_killed_server_fails_what_is_pending(toy_dir):
 def test_the_server_ends_with_its_launcher(toy_dir):
     code = (
         "import sys, os, pathlib\n"
-        "from delta_server.launch import ServerProcess
-from delta_server.models import ModelStore\n"
+        "from delta_server.launch import ServerProcess\n"
         f"server = ServerProcess.start(pathlib.Path({str(toy_dir)!r}), plugins=[{PLUGIN!r}], threads=1)\n"
         "print(server.pid, flush=True)\n"
         "os._exit(0)\n"
