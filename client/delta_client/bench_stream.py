@@ -35,8 +35,8 @@ def measure_stream(
     classes: int = 10,
     records: Sequence[int] = (1, 8, 64),
     in_flight: Sequence[int] = (1, 8, 64),
-    rounds: int = 7,
-    seconds: float = 0.5,
+    rounds: int = 15,
+    seconds: float = 0.2,
 ) -> dict[str, Any]:
     """Measure both in turn (A B A B), a warm-up round first.
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from delta.cli.output import say, table, write_json
-from delta.errors import CloudUnavailableError
 
 __all__ = ["micro"]
 
@@ -23,7 +18,7 @@ def micro(
     part: Annotated[
         Literal["all", "decomposition", "stream"], typer.Option(help="Which measurements to make.")
     ] = "all",
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds; each measures every candidate once.")] = 9,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; each measures every candidate once.")] = 15,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
     """Decomposition and release on one thread, and PredictStream beside a bare gRPC echo."""
@@ -41,7 +36,7 @@ def micro(
     if part in ("all", "decomposition"):
         from delta.bench.micro_decomposition import measure_decomposition
 
-        figures["decomposition"] = measure_decomposition(rounds=2 * rounds + 1)
+        figures["decomposition"] = measure_decomposition(rounds=rounds)
         if not quiet:
             _show_decomposition(figures["decomposition"])
     if part in ("all", "stream"):
@@ -53,7 +48,7 @@ def micro(
 
 def _stream(rounds: int) -> dict[str, Any]:
     from delta_client.bench_stream import measure_stream
-    from delta_server.launch import ServerProcess
+    from delta_server.launch import EchoProcess, ServerProcess
 
     from delta.bench.zero_method import zero_bundle
     from delta.bundle.store import save_bundle
@@ -63,25 +58,9 @@ def _stream(rounds: int) -> dict[str, Any]:
         path = save_bundle(bundle, Path(folder) / "bundle")
         with (
             ServerProcess.start(path, plugins=["delta.bench.zero_method"], threads=1) as server,
-            _echo() as echo,
+            EchoProcess.launch() as echo,
         ):
-            return measure_stream(server.address, echo, bundle.manifest.binding, rounds=rounds)
-
-
-@contextmanager
-def _echo() -> Iterator[str]:
-    """The bare echo as a process; gives its address."""
-    command = [sys.executable, "-m", "delta_server.bench_echo"]
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line:
-            raise CloudUnavailableError("the echo server did not start; is the port range exhausted?")
-        try:
-            yield line.split()[-1]
-        finally:
-            process.terminate()
+            return measure_stream(server.address, echo.address, bundle.manifest.binding, rounds=rounds)
 
 
 def _show_decomposition(figures: dict[str, dict[str, float]]) -> None:
@@ -104,22 +83,21 @@ def _show_decomposition(figures: dict[str, dict[str, float]]) -> None:
 
 
 def _show_stream(figures: dict[str, Any]) -> None:
-    rows = [
-        [
-            str(row["records_per_message"]),
-            str(row["in_flight"]),
-            *(
-                f"{row[key]['median']:,.0f} ({row[key]['min']:,.0f} to {row[key]['max']:,.0f})"
-                for key in ("records_per_s", "echo_records_per_s")
-            ),
-            f"{row['ratio']:.2f}",
-        ]
-        for row in figures["rows"]
-    ]
+    rows = []
+    for row in figures["rows"]:
+        cells = [f"{row['records_per_message']} x {row['in_flight']}", _rate(row["echo"])]
+        for driver in ("callback", "blocking"):
+            cells += [_rate(row[driver]), f"{row[driver]['ratio']:.2f}"]
+        rows.append(cells)
     table(
-        f"PredictStream on loopback, {figures['payload_bytes']} bytes a record, a cloud model that costs nothing",
-        ["records a message", "in flight", "records/s", "bare echo, records/s", "ratio"],
+        f"PredictStream on loopback, {figures['payload_bytes']} bytes a record, a cloud model that costs nothing: "
+        "records/s, median (range), and ratio to the echo",
+        ["records a message x in flight", "bare echo", "callback", "ratio", "blocking thread", "ratio"],
         rows,
     )
     size = figures["bytes_per_record"]
     say(f"bytes a record, handshake included: {size['up']:.1f} up, {size['down']:.1f} down")
+
+
+def _rate(figures: dict[str, float]) -> str:
+    return f"{figures['median']:,.0f} ({figures['min']:,.0f} to {figures['max']:,.0f})"

@@ -19,11 +19,9 @@ from delta.methods.schema import run_operation
 from delta_server.forms import Form
 from delta_server.log import event
 from delta_server.models import HostedModel
+from delta_server.quick import QuickCalls
 
 __all__ = ["Batcher", "Job", "Owner"]
-
-_QUICK_MS = 0.1  # about what two hand-overs between threads cost
-_KINDS = 256  # kinds of call to remember
 
 
 class Owner(Protocol):
@@ -92,7 +90,7 @@ class Batcher:
         self._admitted = 0
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._waiting: deque[Job] = deque()
-        self._quick: dict[object, int] = {}
+        self._quick = QuickCalls()
         self._thread = threading.Thread(target=self._run, name="delta-compute", daemon=True)
         self._thread.start()
 
@@ -101,15 +99,11 @@ class Batcher:
         """Records admitted and not yet answered."""
         return self._admitted
 
-    def submit(self, job: Job, *, alone: bool = False) -> None:
+    def submit(self, job: Job) -> None:
         """Admit a job; on the event loop only.
 
         A call that is known to cost less than handing it to the other thread and back runs here and now, if
         nothing else waits or runs.
-
-        Args:
-            job: the request.
-            alone: whether its client waits for this one answer only, so that there is nothing to join.
 
         Raises:
             CloudOverloadedError: the queue is full.
@@ -120,7 +114,7 @@ class Batcher:
                 "do not fit; send again later"
             )
         job.arrived = time.monotonic()
-        quick = alone and not self._admitted and job.records <= self._quick.get(job.key, 0)
+        quick = not self._admitted and self._quick.fits(job.key, job.records)
         self._admitted += job.records
         if quick:
             self._deliver(self._answer([job]))
@@ -201,23 +195,10 @@ class Batcher:
             start = time.perf_counter()
             outcomes = self._outcomes(live)
             cloud_ms = (time.perf_counter() - start) * 1e3
-            self._learn(live, cloud_ms)
+            self._quick.learn(live[0].key, sum(job.records for job in live), cloud_ms)
             for job, outcome in zip(live, outcomes, strict=True):
                 answers.append((job, _encoded(job, outcome, cloud_ms)))
         return answers
-
-    def _learn(self, batch: list[Job], cloud_ms: float) -> None:
-        """Remember up to how many records a call of this kind was quick the last time."""
-        key, records = batch[0].key, sum(job.records for job in batch)
-        if key is None:
-            return
-        if cloud_ms > _QUICK_MS:
-            if records <= self._quick.get(key, 0):
-                del self._quick[key]
-        elif records > self._quick.get(key, 0):
-            if len(self._quick) >= _KINDS:
-                self._quick.clear()
-            self._quick[key] = records
 
     def _outcomes(self, batch: list[Job]) -> list[Any]:
         """One outcome a job, its form's part or an error; when a joined batch fails, each job runs alone."""

@@ -146,7 +146,7 @@ async def predict(raw: bytes, *, models: ModelStore, batcher: Batcher, deadline_
         key=_key(model),
     )
     try:
-        batcher.submit(job, alone=True)
+        batcher.submit(job)
         answer = await call.answer
     finally:
         call.closed = True

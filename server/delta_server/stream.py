@@ -125,7 +125,7 @@ class StreamSession(ABC):
                 self.deliver(job)
             else:
                 try:
-                    self._batcher.submit(job, alone=self._unanswered == 1)
+                    self._batcher.submit(job)
                 except DeltaError as error:
                     self.deliver(self.encode(job, error, 0.0))
             while self._unanswered >= limit and not writer.done():

@@ -10,11 +10,18 @@ import torch
 from delta_server.batcher import Batcher, Job
 from delta_server.forms import Named, Packed
 from delta_server.models import host_part
+from delta_server.quick import QuickCalls
 
 from delta.errors import CloudDeadlineError, CloudOverloadedError, InternalError
 from tests.toy_method import POISON, ToyMethod, toy_bundle
 
 B = 16
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_quick(monkeypatch):
+    """A test that holds the half's gate must not hold the event loop with it."""
+    monkeypatch.setattr("delta_server.quick._QUICK_MS", 0.0)
 
 
 class Waiter:
@@ -47,7 +54,7 @@ class Bench:
         settings = {"max_batch": 8, "max_delay_s": 0.0, "queue_records": 64, **settings}
         self.batcher = Batcher(asyncio.get_running_loop(), **settings)
 
-    def submit(self, records=1, first=1, *, deadline_s=10.0, alone=False):
+    def submit(self, records=1, first=1, *, deadline_s=10.0):
         owner = Waiter()
         self.batcher.submit(
             Job(
@@ -60,8 +67,7 @@ class Bench:
                 records=records,
                 deadline=time.monotonic() + deadline_s,
                 key="predict",
-            ),
-            alone=alone,
+            )
         )
         return owner
 
@@ -225,38 +231,42 @@ def test_closing_finishes_what_was_admitted():
     run(scenario)
 
 
-def test_a_quick_call_that_has_nothing_to_join_runs_where_it_arrives(monkeypatch):
-    monkeypatch.setattr("delta_server.batcher._QUICK_MS", 1e9)
+def test_a_quick_call_runs_where_it_arrives(monkeypatch):
+    monkeypatch.setattr("delta_server.quick._QUICK_MS", 1e9)
 
     async def scenario(bench):
-        await bench.submit(records=2, alone=True).outcome()
-        await bench.submit(records=2, alone=True).outcome()
-        await bench.submit(records=3, alone=True).outcome()  # more than was seen to be quick
-        await bench.submit(records=1, alone=False).outcome()
-        assert bench.half.threads == ["delta-compute", "MainThread", "delta-compute", "delta-compute"]
+        await bench.submit(records=2).outcome()
+        await bench.submit(records=2).outcome()
+        await bench.submit(records=5).outcome()  # over twice as many as were ever seen
+        assert bench.half.threads == ["delta-compute", "MainThread", "delta-compute"]
         assert bench.batcher.admitted == 0
 
     run(scenario)
 
 
-def test_a_call_that_is_not_quick_never_runs_on_the_event_loop(monkeypatch):
-    monkeypatch.setattr("delta_server.batcher._QUICK_MS", 0.0)
-
+def test_a_call_that_is_not_quick_never_runs_on_the_event_loop():
     async def scenario(bench):
         for _ in range(3):
-            await bench.submit(alone=True).outcome()
+            await bench.submit().outcome()
         assert set(bench.half.threads) == {"delta-compute"}
 
     run(scenario)
 
 
-def test_a_call_that_turned_slow_goes_back_to_the_thread(monkeypatch):
-    async def scenario(bench):
-        monkeypatch.setattr("delta_server.batcher._QUICK_MS", 1e9)
-        await bench.submit(alone=True).outcome()
-        monkeypatch.setattr("delta_server.batcher._QUICK_MS", 0.0)
-        await bench.submit(alone=True).outcome()
-        await bench.submit(alone=True).outcome()
-        assert bench.half.threads == ["delta-compute", "MainThread", "delta-compute"]
-
-    run(scenario)
+def test_a_kind_is_quick_by_its_mean_and_slow_by_one_call(monkeypatch):
+    monkeypatch.setattr("delta_server.quick._QUICK_MS", 0.1)
+    calls = QuickCalls()
+    assert not calls.fits("a", 1)
+    for _ in range(30):
+        calls.learn("a", 4, 0.02)
+    assert calls.fits("a", 8)
+    assert not calls.fits("a", 9)
+    calls.learn("a", 4, 0.5)  # pre-empted once
+    assert calls.fits("a", 4)
+    calls.learn("a", 4, 5.0)
+    assert not calls.fits("a", 1)
+    for _ in range(80):
+        calls.learn("a", 4, 0.02)
+    assert calls.fits("a", 4)
+    calls.learn(None, 4, 0.0)
+    assert not calls.fits(None, 1)

@@ -42,10 +42,18 @@ def test_the_summary_holds_the_declared_figures(demo):
     assert summary["records"] == 60
     assert summary["tee"] == "simulated"
     for row in (summary, *summary["rows"].values()):
-        assert set(row["accuracy"]) == {"private_only", "main_alone", "delta", "random_bits", "noiseless_bits"}
+        assert set(row["accuracy"]) == {
+            "private_only",
+            "main_alone",
+            "delta",
+            "random_bits",
+            "noiseless_bits",
+        }
         assert all(0 <= value <= 100 for value in row["accuracy"].values())
         assert set(row["bytes_per_record"]) == {"up", "down"}
-        assert 128 < row["bytes_per_record"]["up"] < 220  # the handshake and one repeated request on few records
+        assert (
+            128 < row["bytes_per_record"]["up"] < 220
+        )  # the handshake and one repeated request on few records
         assert set(row["ms_per_record"]) == {"private", "cloud", "wall"}
         assert all(value > 0 for value in row["ms_per_record"].values())
         assert {"mu", "epsilon", "delta", "unit", "claim", "ceiling_bits"} <= set(row["privacy"])
@@ -58,7 +66,9 @@ def test_the_summary_holds_the_declared_figures(demo):
     noisy = summary["rows"]["epsilon-8"]["privacy"]
     assert noisy["epsilon"] == pytest.approx(EPSILON)
     assert noisy["ceiling_bits"] == pytest.approx(0.50, abs=0.01)
-    assert noisy["claim"].endswith("per record, local, replace-one")  # the stem is fixed: no condition on people
+    assert noisy["claim"].endswith(
+        "per record, local, replace-one"
+    )  # the stem is fixed: no condition on people
 
 
 def test_the_figures_are_those_of_the_models(demo):
@@ -99,7 +109,10 @@ def test_the_page_says_so_when_the_cloud_is_not_worth_it(demo):
 
 def test_the_cloud_gets_the_exported_part_alone(demo):
     out, _, _ = demo
-    assert sorted(path.name for path in (out / "cloud" / "main").iterdir()) == ["cloud.safetensors", "manifest.json"]
+    assert sorted(path.name for path in (out / "cloud" / "main").iterdir()) == [
+        "cloud.safetensors",
+        "manifest.json",
+    ]
     assert load_bundle(out / "bundle").manifest.release.sigma is None
     assert load_bundle(out / "bundle-epsilon-8").manifest.release.sigma is not None
 
