@@ -11,6 +11,7 @@ from torch import Tensor
 from delta.bundle.store import Bundle
 from delta.errors import CloudUnavailableError
 from delta.methods.base import Prediction, RecordIds
+from delta.methods.delta.asking import ask
 from delta.methods.delta.cloud import DeltaCloud, load_cloud_model
 from delta.methods.delta.parts import load_private_parts
 from delta.methods.delta.private import DeltaMethod
@@ -89,7 +90,7 @@ class _AsksIfUnsure(DeltaMethod):
     def _send(self, released: Released) -> Any:
         top = self._main(released.main_input).topk(2, dim=1).values
         if bool((top[:, 0] - top[:, 1] > 2.0).all()):
-            return None, None
+            return [], None
         return super()._send(released)
 
 
@@ -100,9 +101,8 @@ class _SendsUnsureRecords(DeltaMethod):
         top = self._main(released.main_input).topk(2, dim=1).values
         unsure = top[:, 0] - top[:, 1] <= 2.0
         if not bool(unsure.any()) or self._transport is None:
-            return None, None
-        bits = released.payload[unsure]
-        return self._transport.submit("predict", {"bits": bits}, deadline_s=self._deadline_s), None
+            return [], None
+        return ask(self._transport, released.payload[unsure], deadline_s=self._deadline_s), None
 
 
 class _GivesUpOnFailure(DeltaMethod):

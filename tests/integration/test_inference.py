@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,39 @@ def test_a_served_bundle_answers_as_it_does_in_process(trained, server, name):
     assert 20 * size < found.cost.bytes_up <= 20 * size + 16
     assert found.cost.round_trips == 1
     assert found.cost.cloud_ms > 0
+
+
+def test_a_large_batch_goes_in_as_many_requests_as_it_needs(trained, server):
+    bundle = trained.bundles["none"]
+    x = trained.x[:1].expand(150, -1, -1, -1) + torch.linspace(0, 0.1, 150)[:, None, None, None]
+    expected = _in_process(bundle, x, RecordIds())
+    with Client(bundle, cloud=server.address, key=KEY) as client:
+        found = client.predict(x)
+    assert found.used_cloud, found.detail
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert found.logits.shape == (150, 10)
+
+
+def test_one_failed_request_of_a_batch_fails_the_batch(trained):
+    bundle = trained.bundles["none"]
+    good = honest(DeltaMethod.cloud_half(bundle.cloud_part, device=torch.device("cpu")))
+    x = trained.x[:1].expand(100, -1, -1, -1).contiguous()
+
+    def second_time_wrong(turn, op, tensors):
+        answer = good(turn, op, tensors)
+        return (
+            answer
+            if turn == 0
+            else replace(answer, tensors={"logits": answer.tensors["logits"] * float("nan")})
+        )
+
+    with ScriptedCloud(second_time_wrong) as cloud:
+        method = DeltaMethod(bundle, key=KEY)
+        method.prepare(cloud)
+        prediction = method.infer(x)
+    assert len(cloud.transcript) == 2
+    assert (prediction.used_cloud, prediction.reason) == (False, "bad-answer")
+    assert torch.equal(prediction.logits, prediction.extras["z_main"])
 
 
 def test_the_transcript_above_grpc_is_that_of_any_other_cloud(trained, server):

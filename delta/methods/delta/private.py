@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future
 from typing import Any, ClassVar
 
 import torch
@@ -26,11 +24,12 @@ from delta.errors import (
     TrainingUnsupportedError,
 )
 from delta.methods.base import Cost, Method, MethodFacts, Prediction, StepResult
+from delta.methods.delta.asking import Outcome, ask, outcome_of
 from delta.methods.delta.cloud import DeltaCloud, load_cloud_model
-from delta.methods.delta.fusion import certified_fraction, check_answer, fuse
+from delta.methods.delta.fusion import certified_fraction, fuse
 from delta.methods.delta.parts import load_private_parts
 from delta.methods.registry import register_method
-from delta.methods.schema import PREDICT, CloudHalf
+from delta.methods.schema import CloudHalf
 from delta.privacy.ledger import InMemoryLedger, Ledger
 from delta.release.ids import RecordIds
 from delta.release.memo import InMemoryMemo, ReleaseMemo
@@ -39,9 +38,6 @@ from delta.release.releaser import Released, Releaser
 from delta.transport.base import Answer, Transport
 
 __all__ = ["DeltaMethod"]
-
-_GRACE_S = 0.25
-"""How much longer than the deadline the private side waits for the transport to report it."""
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (CloudDeadlineError, "deadline"),
@@ -133,30 +129,17 @@ class DeltaMethod(Method):
         x = self._checked(x)
         started = time.perf_counter()
         released = self._releaser.release(x, ids)
-        future, failure = self._send(released)
+        requests, refusal = self._send(released)
         with torch.inference_mode():
             z_main: Tensor = self._main(released.main_input).float()
         own_s = time.perf_counter() - started
 
-        answer: Answer | None = None
-        z_cloud: Tensor | None = None
-        if future is not None:
-            try:
-                answer = future.result(timeout=self._deadline_s + _GRACE_S)
-                z_cloud = check_answer(answer.tensors.get("logits"), records=len(x), classes=self._classes)
-            except FutureTimeout:
-                future.cancel()
-                failure = CloudDeadlineError(f"the cloud did not answer within {self._deadline_s:g} s")
-            except CancelledError:
-                failure = CloudUnavailableError("the request was cancelled before the answer came")
-            except (CloudError, RequestError) as error:
-                failure = error
+        outcome = outcome_of(requests, records=len(x), classes=self._classes, deadline_s=self._deadline_s)
+        z_cloud, failure = outcome.logits, refusal or outcome.failure
         fusing = time.perf_counter()
         logits = z_main if z_cloud is None else fuse(z_main, z_cloud, alpha=self._alpha, bound=self._bound)
         ended = time.perf_counter()
-        cost = self._cost(
-            answer, sent=future is not None, own_s=own_s + ended - fusing, wall_s=ended - started
-        )
+        cost = self._cost(outcome, sent=bool(requests), own_s=own_s + ended - fusing, wall_s=ended - started)
         return Prediction(
             logits=logits,
             cost=cost,
@@ -193,34 +176,29 @@ class DeltaMethod(Method):
             )
         return x.to(torch.float32)
 
-    def _send(self, released: Released) -> tuple[Future[Answer] | None, Exception | None]:
+    def _send(self, released: Released) -> tuple[list[Future[Answer]], Exception | None]:
         """Debit, then send: a crash in between over-counts, which is the safe side."""
         if self._transport is None:
-            return None, None
+            return [], None
         try:
             self._ledger.debit(released.debits)
         except BudgetExceededError as error:
-            return None, error
-        return self._transport.submit(PREDICT, {"bits": released.payload}, deadline_s=self._deadline_s), None
+            return [], error
+        return ask(self._transport, released.payload, deadline_s=self._deadline_s), None
 
-    def _cost(self, answer: Answer | None, *, sent: bool, own_s: float, wall_s: float) -> Cost:
+    def _cost(self, outcome: Outcome, *, sent: bool, own_s: float, wall_s: float) -> Cost:
         facts = self._bundle.facts
         return Cost(
             private_ms=1e3 * own_s,
-            cloud_ms=_trusted_ms(answer.cloud_ms) if answer else 0.0,
+            cloud_ms=outcome.cloud_ms,
             wall_ms=1e3 * wall_s,
-            bytes_up=answer.bytes_up if answer else 0,
-            bytes_down=answer.bytes_down if answer else 0,
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
             round_trips=int(sent),
             private_macs=facts.private_macs,
             cloud_macs=facts.cloud_macs,
             peak_private_mib=facts.peak_private_bytes / 2**20,
         )
-
-
-def _trusted_ms(stated: float) -> float:
-    """The cloud's word for its own time: 0 where it is no time at all (I4)."""
-    return stated if 0 <= stated < math.inf else 0.0
 
 
 def _reason(failure: Exception | None) -> str:
