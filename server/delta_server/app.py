@@ -16,7 +16,7 @@ from typing import Self
 
 import grpc
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from delta.errors import ConfigError, DeltaError
