@@ -27,8 +27,9 @@ class Client:
         bundle: a whole bundle, or its folder.
         cloud: HOST:PORT; none to do without a cloud.
         deadline_s: how long a prediction may wait for the cloud, seconds.
-        key: the noise key, or its file; none for what the method does without one.
-        options: the method's own.
+        key: the noise key, or its file; none takes `noise.key` beside a bundle given by its folder, drawn on
+            first use, where the release has noise.
+        options: the method's own, such as `allow`: import targets that the bundle may build on this side.
 
     Raises:
         BundleError: the bundle is damaged or holds only the cloud part.
@@ -41,12 +42,17 @@ class Client:
         *,
         cloud: str | None,
         deadline_s: float = 10.0,
-        key: NoiseKey | Path | None = None,
+        key: NoiseKey | Path | str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
         whole = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
-        if key is not None:
-            options["key"] = NoiseKey.load(key) if isinstance(key, Path) else key
+        noisy = whole.manifest.release is not None and whole.manifest.release.sigma is not None
+        if isinstance(key, (str, Path)):
+            options["key"] = NoiseKey.load(Path(key))
+        elif key is not None:
+            options["key"] = key
+        elif noisy and not isinstance(bundle, Bundle):
+            options["key"] = NoiseKey.beside(Path(bundle))
         self._manifest = whole.manifest
         self._method = method_class(whole.manifest.method).from_bundle(whole, **options)
         self._transport: GrpcTransport | None = None

@@ -118,7 +118,7 @@ class PrivateFacts(Strict):
     Attributes:
         fusion: how z_main and z_cloud are combined.
         alpha: weight of the cloud's logits in `calibrated` fusion.
-        alpha_max: bound of α, used by the certified margin.
+        alpha_max: the limit within which α was fitted.
         main: how the main model is built: the arguments of `delta.models.main_model.build_main`.
         backbone: `model`: the layers before the split point; `fixed`: a data-independent stem.
         weights_hash: SHA-256 of `private.safetensors`.

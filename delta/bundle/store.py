@@ -45,12 +45,22 @@ class CloudPart:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A whole bundle; the private weights hold everything that the private side loads, by name."""
+    """A whole bundle.
+
+    Attributes:
+        manifest: what both sides must agree on.
+        facts: what only the private side may read.
+        private: everything that the private side loads, by name.
+        cloud: the cloud weights by name.
+        made_here: whether this process trained it: its import target is then the owner's own code. A bundle
+            read from files is somebody's word, and its target needs leave (I5).
+    """
 
     manifest: Manifest
     facts: PrivateFacts
     private: dict[str, Tensor]
     cloud: dict[str, Tensor]
+    made_here: bool = False
 
     @property
     def cloud_part(self) -> CloudPart:
@@ -130,7 +140,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise BundleError(
-            f"{path.parent} is not a complete bundle: {path.name} is missing; make one with `delta train`"
+            f"{path.parent} is not a complete bundle: {path.name} is missing; make one with delta.train or "
+            "`delta demo`"
         ) from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None

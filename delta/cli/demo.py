@@ -71,7 +71,7 @@ def demo(
             say(f"claim of the row with noise: {row.claim.claim}")
             for condition in row.claim.conditions:
                 say(f"  {condition}")
-    say(verdict(result.rows["main"]))
+    say(verdict(result))
     say(f"page: {out / 'report.html'}   figures: {out / 'summary.json'}   bundle: {result.bundle}")
     say(f"took {time.perf_counter() - started:.0f} s")
 

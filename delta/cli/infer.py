@@ -22,6 +22,9 @@ def infer(
     cloud: Annotated[str | None, typer.Option(help="HOST:PORT; none runs the main model alone.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a request.")] = 32,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the cloud.")] = 10.0,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="pkg.mod:callable that the bundle may build here; repeatable.")
+    ] = None,
     noise_key: Annotated[
         Path | None,
         typer.Option(help="Key of the noise, drawn on first use; default: noise.key beside the bundle."),
@@ -50,7 +53,7 @@ def infer(
 
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
-    with Client(loaded, cloud=cloud, deadline_s=deadline, key=key) as client:
+    with Client(loaded, cloud=cloud, deadline_s=deadline, key=key, allow=tuple(allow or ())) as client:
         for start in range(0, len(files), batch):
             prediction = client.predict(records[start : start + batch], RecordIds())
             predictions.append(prediction)
@@ -108,14 +111,7 @@ def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
         raise ConfigError(
             f"--noise-key {path} is not there; leave the option out to draw one beside the bundle"
         )
-    where = path or bundle.absolute().parent / "noise.key"
-    if not where.exists():
-        try:
-            NoiseKey.generate().save(where)
-        except ConfigError:
-            if not where.exists():  # otherwise another process was first: its key serves both
-                raise
-    return NoiseKey.load(where)
+    return NoiseKey.beside(bundle) if path is None else NoiseKey.load(path)
 
 
 def _check_address(cloud: str | None) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from delta.cli.output import write_json
+
 __all__ = ["serve"]
 
 
@@ -14,9 +16,15 @@ def serve(
     bundle: Annotated[list[Path], typer.Option(help="Folder of a bundle or of its cloud part; repeatable.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0: any free one.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    max_batch: Annotated[int, typer.Option(help="Records that one model call may join.")] = 256,
-    max_delay_ms: Annotated[float, typer.Option(help="Longest wait for more records while busy.")] = 2.0,
-    queue: Annotated[int, typer.Option(help="Records that may wait; beyond it RESOURCE_EXHAUSTED.")] = 4096,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Records that one model call may join; default 64.")
+    ] = None,
+    max_delay_ms: Annotated[
+        float | None, typer.Option(help="Longest wait for more records while busy; default 0.")
+    ] = None,
+    queue: Annotated[
+        int | None, typer.Option(help="Records that may wait; beyond it RESOURCE_EXHAUSTED; default 8192.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the model; default: all cores.")] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="pkg.mod:callable that a bundle may build; repeatable.")
@@ -25,6 +33,7 @@ def serve(
         list[str] | None, typer.Option(help="Module that registers methods; repeatable.")
     ] = None,
     port_file: Annotated[Path | None, typer.Option(help="Write HOST:PORT here once listening.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write address and models here once listening.")] = None,
 ) -> None:
     """Serve the cloud part of bundles over gRPC. The private half of a bundle is never read."""
     from delta_server.app import run
@@ -33,21 +42,23 @@ def serve(
 
     log_to_stderr()
     host, port = parse_listen(listen)
-    run(
-        ServerConfig.parse(
-            {
-                "bundles": tuple(bundle),
-                "host": host,
-                "port": port,
-                "device": device,
-                "max_batch": max_batch,
-                "max_delay_ms": max_delay_ms,
-                "queue_records": queue,
-                "threads": threads,
-                "allow": frozenset(allow or ()),
-                "plugins": tuple(plugin or ()),
-                "port_file": port_file,
-            },
-            what="delta serve",
-        )
+    limits = {"max_batch": max_batch, "max_delay_ms": max_delay_ms, "queue_records": queue}
+    config = ServerConfig.parse(
+        {
+            "bundles": tuple(bundle),
+            "host": host,
+            "port": port,
+            "device": device,
+            "threads": threads,
+            "allow": frozenset(allow or ()),
+            "plugins": tuple(plugin or ()),
+            "port_file": port_file,
+            **{name: value for name, value in limits.items() if value is not None},
+        },
+        what="delta serve",
     )
+
+    def tell(address: str, models: list[str]) -> None:
+        write_json(json, {"address": address, "models": models, "device": device, "tee": "none"})
+
+    run(config, listening=tell)

@@ -29,6 +29,7 @@ from delta.training.cloud_stage import CloudStage, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import Controls, accuracy, measure_controls
 from delta.training.fit import Progress
+from delta.training.main_only import MainOnly, train_main_only
 from delta.training.private_stage import Labelled, PrivateStage, train_private_stage
 
 __all__ = ["Connect", "DemoResult", "Launch", "Row", "fingerprint", "run_demo"]
@@ -69,12 +70,17 @@ class Row:
     claim: PrivacyClaim
     leakage: Leakage
     payloads: Tensor
+    right: Tensor
 
     @property
     def cloud_helps(self) -> bool:
-        """Whether Delta beats its main model alone beyond chance: McNemar's test at 5 %, two-sided."""
-        discordant = self.gain + self.loss
-        return discordant > 0 and (self.gain - self.loss) / discordant**0.5 > 1.96
+        """Whether Delta beats its main model alone beyond chance."""
+        return beats(self.gain, self.loss)
+
+    def beats_main_only(self, main_only: MainOnly) -> bool:
+        """Whether Delta beats the best main-only model of the same private MACs beyond chance."""
+        gain = int((self.right & ~main_only.right).sum())
+        return beats(gain, int((main_only.right & ~self.right).sum()))
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ class DemoResult:
         test: the test records, preprocessed.
         batch: records a request.
         threads: of the private side while it predicted.
+        main_only: the best main-only model of the main row's private MACs.
+        private_macs: of the main row, per record.
     """
 
     data: DataSplits
@@ -98,6 +106,13 @@ class DemoResult:
     test: Labelled
     batch: int
     threads: int
+    main_only: MainOnly
+    private_macs: int
+
+
+def beats(gain: int, loss: int) -> bool:
+    """McNemar's test at 5 %, two-sided: of the records that one of two models gets right, `gain` and `loss`."""
+    return gain + loss > 0 and (gain - loss) / (gain + loss) ** 0.5 > 1.96
 
 
 def fingerprint(data: Dataset) -> str:
@@ -168,6 +183,10 @@ def run_demo(
         save_bundle(bundles[name], whole)
         folders[name] = export_cloud_part(bundles[name].cloud_part, out / "cloud" / name)
 
+    private_macs = bundles["main"].facts.private_macs
+    main_only = train_main_only(
+        private, configs["main"], test, private_macs=private_macs, progress=progress, cache=cache
+    )
     rows: dict[str, Row] = {}
     cores = torch.get_num_threads()
     share = max(1, cores // 2)
@@ -192,7 +211,9 @@ def run_demo(
             settings,
             progress,
         )
-    return DemoResult(data, private, rows, out / "bundle", test, settings.batch, share)
+    return DemoResult(
+        data, private, rows, out / "bundle", test, settings.batch, share, main_only, private_macs
+    )
 
 
 @contextmanager
@@ -277,4 +298,5 @@ def _row(
         claim=claim_of(stage.release, labels="disclosed"),
         leakage=leakage,
         payloads=payloads,
+        right=right,
     )

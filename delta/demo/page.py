@@ -41,7 +41,6 @@ svg text{font:13px system-ui,sans-serif;fill:var(--ink)}
 
 def render_page(result: DemoResult, *, gallery: int, show_records: bool) -> str:
     """The page as a string. With `show_records` it holds private records, and says so at its top (I6)."""
-    main = result.rows["main"]
     records = (
         f'<p class="banner"><strong>This page contains private records</strong> of {_text(result.data.test.name)}.</p>'
         if show_records
@@ -52,7 +51,7 @@ def render_page(result: DemoResult, *, gallery: int, show_records: bool) -> str:
         f'<p class="mute">{_text(result.data.test.name)}, {len(result.test.y):,} test records through a cloud in a '
         "second process over gRPC. TEE: simulated. Every figure was measured in this run.</p>",
         records,
-        f'<p class="verdict">{_text(verdict(main))}</p>',
+        f'<p class="verdict">{_text(verdict(result))}</p>',
         *(["<h2>Records</h2>", _gallery(result, gallery)] if show_records else []),
         "<h2>Accuracy</h2>",
         _bars(result),

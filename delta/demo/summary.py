@@ -23,8 +23,7 @@ def row_title(row: Row) -> str:
 
 def summarise(result: DemoResult) -> dict[str, Any]:
     """`summary.json`: the main row's figures, the other rows under `rows`."""
-    rows = {name: _figures(row) for name, row in result.rows.items()}
-    main = result.rows["main"]
+    rows = {name: _figures(row, result) for name, row in result.rows.items()}
     return {
         "dataset": result.data.train.name,
         "records": len(result.test.y),
@@ -32,7 +31,9 @@ def summarise(result: DemoResult) -> dict[str, Any]:
         "tee": "simulated",
         **rows.pop("main"),
         "rows": rows,
-        "verdict": verdict(main),
+        "verdict": verdict(result),
+        "private_macs": result.private_macs,
+        "main_only_macs": result.main_only.macs,
         "environment": {
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -42,19 +43,29 @@ def summarise(result: DemoResult) -> dict[str, Any]:
     }
 
 
-def verdict(row: Row) -> str:
+def verdict(result: DemoResult) -> str:
     """In plain words: was the cloud worth it?"""
+    row, rival = result.rows["main"], result.main_only
     alone, delta = row.controls.main_alone, row.delta_accuracy
+    leak = (
+        f"From the same bits the cloud guesses {row.leakage.cloud_label_accuracy:.0f} % of the labels "
+        f"(prior {row.leakage.prior:.0f} %) and matches {row.leakage.match.top1:.0f} % of the images among "
+        f"{row.leakage.match.candidates:,} candidates."
+    )
     if not row.cloud_helps:
         return (
             f"The cloud is not worth it here: Delta {delta:.1f} %, its main model alone {alone:.1f} %; "
-            "the difference is within chance."
+            f"the difference is within chance. {leak}"
+        )
+    if not row.beats_main_only(rival):
+        return (
+            f"The cloud is not worth it here: it lifts Delta's main model from {alone:.1f} to {delta:.1f} %, but a "
+            f"model that spends the same {result.private_macs / 1e6:.2f} M private MACs on itself reaches "
+            f"{rival.accuracy:.1f} % without any cloud. {leak}"
         )
     return (
-        f"The cloud adds {delta - alone:.1f} points to the main model ({alone:.1f} % to {delta:.1f} %), and from "
-        f"the same bits it guesses {row.leakage.cloud_label_accuracy:.0f} % of the labels "
-        f"(prior {row.leakage.prior:.0f} %) and matches {row.leakage.match.top1:.0f} % of the images among "
-        f"{row.leakage.match.candidates:,} candidates."
+        f"The cloud lifts Delta's main model from {alone:.1f} to {delta:.1f} %; the best main-only model of the same "
+        f"{result.private_macs / 1e6:.2f} M private MACs reaches {rival.accuracy:.1f} %. {leak}"
     )
 
 
@@ -72,6 +83,7 @@ def headline(result: DemoResult) -> tuple[list[str], list[list[str]]]:
         line("Delta", *(f"{r.delta_accuracy:.1f} %" for r in rows)),
         line("  control: random bits", *(f"{r.controls.random_bits:.1f} %" for r in rows)),
         line("  control: noiseless bits", *(f"{r.controls.noiseless_bits:.1f} %" for r in rows)),
+        line("best main-only, same private MACs", *(f"{result.main_only.accuracy:.1f} %" for _ in rows)),
         line("α", *(f"{r.stage.fusion.alpha:.2f}" for r in rows)),
         line("private / cloud / wall ms a record", *(_times(r) for r in rows)),
         line("bytes a record, up / down", *(f"{r.bytes_up:.1f} / {r.bytes_down:.1f}" for r in rows)),
@@ -109,7 +121,7 @@ def _match(row: Row) -> str:
     return f"{row.leakage.match.top1:.1f} % of {row.leakage.match.candidates:,}"
 
 
-def _figures(row: Row) -> dict[str, Any]:
+def _figures(row: Row, result: DemoResult) -> dict[str, Any]:
     controls = row.controls
     return {
         "title": row_title(row),
@@ -121,6 +133,7 @@ def _figures(row: Row) -> dict[str, Any]:
             "delta": row.delta_accuracy,
             "random_bits": controls.random_bits,
             "noiseless_bits": controls.noiseless_bits,
+            "main_only": result.main_only.accuracy,
         },
         "cloud_helps": row.cloud_helps,
         "alpha": row.stage.fusion.alpha,

@@ -73,8 +73,8 @@ class InputSpec(Strict):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Images `[n, channels, height, width]` in [0, 1] → records, (value − mean)/std a channel."""
-        mean = torch.tensor(self.mean)[:, None, None]
-        std = torch.tensor(self.std)[:, None, None]
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images - mean) / std
 
 

@@ -109,6 +109,22 @@ class NoiseKey:
             path.unlink(missing_ok=True)
             raise ConfigError(f"noise key {path} cannot be written: {error.strerror}") from None
 
+    @classmethod
+    def beside(cls, bundle: Path) -> NoiseKey:
+        """The key `noise.key` beside a bundle's folder, drawn on first use; it never lies inside the bundle.
+
+        Raises:
+            ConfigError: it cannot be written or read, or others may read it.
+        """
+        path = bundle.absolute().parent / "noise.key"
+        if not path.exists():
+            try:
+                cls.generate().save(path)
+            except ConfigError:
+                if not path.exists():  # otherwise another process was first: its key serves both
+                    raise
+        return cls.load(path)
+
     def uniforms(self, identity: ReleaseIdentity, count: int) -> Tensor:
         """The release's uniform integers.
 

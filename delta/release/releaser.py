@@ -82,7 +82,8 @@ class Releaser:
     ) -> None:
         if key is None and config.sigma is not None:
             raise ConfigError(
-                "noise needs a noise key: a new one a run would give new noise to the same record"
+                "noise needs a noise key, or each run would give the same record new noise; pass "
+                "key=NoiseKey.beside(folder of the bundle), or open the bundle by its folder"
             )
         check_per_record(backbone)
         check_components(config, backbone=backbone, decomposer=decomposer, message=message)

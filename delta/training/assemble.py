@@ -72,7 +72,7 @@ def assemble_bundle(
         ),
         figures=figures,
     )
-    return Bundle(manifest, facts, private.tensors(), cloud)
+    return Bundle(manifest, facts, private.tensors(), cloud, made_here=True)
 
 
 def _private_macs(parts: PrivateParts, release: ReleaseConfig) -> int:

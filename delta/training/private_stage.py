@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from delta.data.records import Dataset
 from delta.decomposition.basis import iteration_start, pca_basis, synthetic_images
 from delta.decomposition.decomposer import Decomposer
+from delta.device import device_of
 from delta.errors import ConfigError
 from delta.models.crop import crop_for
 from delta.models.fixed_stem import FixedStem
@@ -115,7 +116,7 @@ def train_private_stage(
         )
     rest, kept = data.stratified_split(fraction=config.held_out, seed=config.seed)
     training, held_out = Labelled.of(rest, spec), Labelled.of(kept, spec)
-    device = _device(config)
+    device = device_of(config.device)
     draft = _decomposer_of(parts, config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -154,15 +155,6 @@ def train_private_stage(
         fit=training,
         held_out=held_out,
     )
-
-
-def _device(config: TrainConfig) -> torch.device:
-    device = torch.device(config.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {config.device!r} is not there ({torch.cuda.device_count()} CUDA devices); use 'cpu'"
-        )
-    return device
 
 
 def _main_budget(parts: Parts, config: TrainConfig, decomposer: Decomposer) -> int | None:
@@ -206,7 +198,8 @@ def _frozen_backbone(parts: Parts, config: TrainConfig) -> tuple[nn.Module, Prov
         return stem.eval(), Provenance(kind="data-independent", note="seeded filters, nothing learned")
     # A copy: the owner may go on training the model, and the release configuration must not move with it.
     backbone = copy.deepcopy(parts.backbone).eval().requires_grad_(False)
-    note = "trained on the training records, frozen before any release"
+    how = "trained on the training records" if config.whole is not None else "as the owner's model came"
+    note = f"{how}, frozen before any release"
     return backbone, Provenance(kind="private", note=note)
 
 
@@ -237,7 +230,7 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
         with torch.no_grad():
             samples = backbone(images.to(device))  # they are made as preprocessed records
         basis = pca_basis(samples.float().cpu(), config.rank_of(parts.ir_shape[0]))
-        note = f"pca of the backbone's output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
+        note = f"given the backbone: pca of its output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
     else:
         note = "computed from each record alone"
         if config.algorithm == "approximate":

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -168,8 +168,18 @@ class ServerThread:
         await server.stop()
 
 
-def run(config: ServerConfig, *, credentials: grpc.ServerCredentials | None = None) -> None:
+def run(
+    config: ServerConfig,
+    *,
+    credentials: grpc.ServerCredentials | None = None,
+    listening: Callable[[str, list[str]], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints one line once it listens.
+
+    Args:
+        config: settings.
+        credentials: of the channel; none for plaintext.
+        listening: told the address and the models' names once it listens.
 
     Raises:
         DeltaError: a bundle, a plug-in or the address is not usable.
@@ -179,14 +189,31 @@ def run(config: ServerConfig, *, credentials: grpc.ServerCredentials | None = No
     models = ModelStore.load(config)
     gc.freeze()  # what is loaded now lives as long as the process: the collector need not walk it again
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(config, models, credentials))
+        runner.run(_serve(config, models, credentials, listening))
 
 
 async def _serve(
-    config: ServerConfig, models: ModelStore, credentials: grpc.ServerCredentials | None
+    config: ServerConfig,
+    models: ModelStore,
+    credentials: grpc.ServerCredentials | None,
+    listening: Callable[[str, list[str]], None] | None,
 ) -> None:
     server = DeltaServer(config, models, credentials=credentials)
     address = await server.start()
+    try:
+        await _until_told(address, config, models, listening, plaintext=credentials is None)
+    finally:
+        await server.stop()
+
+
+async def _until_told(
+    address: str,
+    config: ServerConfig,
+    models: ModelStore,
+    listening: Callable[[str, list[str]], None] | None,
+    *,
+    plaintext: bool,
+) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -196,7 +223,9 @@ async def _serve(
         )
     if config.port_file is not None:
         _write_atomically(config.port_file, address)
-    channel = "plaintext" if credentials is None else "TLS"
+    if listening is not None:
+        listening(address, sorted(models.models))
+    channel = "plaintext" if plaintext else "TLS"
     names = ", ".join(sorted(models.models))
     sys.stdout.write(f"delta-server listening on {address} (models: {names}, tee: none, {channel})\n")
     sys.stdout.flush()
@@ -204,7 +233,6 @@ async def _serve(
     await stop.wait()
     if config.stop_on_stdin:
         loop.remove_reader(sys.stdin.fileno())
-    await server.stop()
 
 
 def _options(config: ServerConfig, models: ModelStore) -> list[tuple[str, int]]:

@@ -10,6 +10,7 @@ import torch
 
 from delta.bundle.manifest import Manifest
 from delta.bundle.store import CloudPart, load_cloud_part
+from delta.device import device_of
 from delta.errors import CloudMismatchError, ConfigError, RequestError
 from delta.methods.registry import load_plugin, method_class
 from delta.methods.schema import PREDICT, CloudHalf, is_predict
@@ -106,8 +107,7 @@ class ModelStore:
             UnknownMethodError: no plug-in or method of that name.
             ConfigError: two bundles have one name, or the device is not there.
         """
-        if config.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(f"device {config.device!r}: no CUDA device is available; use --device cpu")
+        device_of(config.device)
         for plugin in config.plugins:
             load_plugin(plugin)
         return cls(_load(path, config) for path in config.bundles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -71,19 +72,24 @@ class PrivateParts:
         return self
 
 
-def build_backbone(manifest: Manifest, facts: PrivateFacts) -> nn.Module:
-    """The backbone φ that a bundle declares, without its weights."""
+def build_backbone(manifest: Manifest, facts: PrivateFacts, *, allowed: Collection[str] = ()) -> nn.Module:
+    """The backbone φ that a bundle declares, without its weights.
+
+    Raises:
+        ModelError: the manifest names an import target that is neither ours nor allowed (I5).
+    """
     if facts.backbone == "fixed":
         channels, height, _ = manifest.input.shape
         ir_shape = _release(manifest).ir_shape
         return FixedStem(in_channels=channels, ir_shape=ir_shape, stride=height // ir_shape[1])
     architecture = manifest.architecture
-    # The owner's own code: it may always be called on the owner's side.
-    model = build_target(architecture.target, architecture.arguments, allowed={architecture.target})
+    model = build_target(architecture.target, architecture.arguments, allowed=allowed)
     return split(model, at=architecture.split_at, example=torch.zeros(2, *manifest.input.shape)).backbone
 
 
-def build_private_parts(manifest: Manifest, facts: PrivateFacts) -> PrivateParts:
+def build_private_parts(
+    manifest: Manifest, facts: PrivateFacts, *, allowed: Collection[str] = ()
+) -> PrivateParts:
     """All private modules, without their weights."""
     release = _release(manifest)
     channels, height, width = release.ir_shape
@@ -99,12 +105,14 @@ def build_private_parts(manifest: Manifest, facts: PrivateFacts) -> PrivateParts
     )
     source = channels if release.offload == "residual" else release.basis.rank
     message = MessageMap(release.message.map, channels=source, k=release.message.shape[0])
-    return PrivateParts(build_backbone(manifest, facts), decomposer, message, build_main(**facts.main))
+    return PrivateParts(
+        build_backbone(manifest, facts, allowed=allowed), decomposer, message, build_main(**facts.main)
+    )
 
 
-def load_private_parts(bundle: Bundle) -> PrivateParts:
+def load_private_parts(bundle: Bundle, *, allowed: Collection[str] = ()) -> PrivateParts:
     """The private modules of a bundle with their weights, frozen, in eval mode."""
-    return build_private_parts(bundle.manifest, bundle.facts).load(bundle.private).eval()
+    return build_private_parts(bundle.manifest, bundle.facts, allowed=allowed).load(bundle.private).eval()
 
 
 def _release(manifest: Manifest) -> ReleaseConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
@@ -71,8 +72,10 @@ class DeltaMethod(Method):
         key: NoiseKey | None = None,
         memo: ReleaseMemo | None = None,
         ledger: Ledger | None = None,
+        allow: Collection[str] = (),
     ) -> None:
-        parts = load_private_parts(bundle)
+        own = {bundle.manifest.architecture.target} if bundle.made_here else set()
+        parts = load_private_parts(bundle, allowed=own | set(allow))
         manifest = bundle.manifest
         if manifest.release is None:
             raise BundleError(
@@ -107,7 +110,7 @@ class DeltaMethod(Method):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, **options: Any) -> DeltaMethod:  # noqa: ANN401
-        """Build the private half; options are `key`, `memo` and `ledger`."""
+        """Build the private half; options are `key`, `memo`, `ledger` and `allow` (import targets)."""
         return cls(bundle, **options)
 
     @property

@@ -1,0 +1,28 @@
+"""A device by name, checked before anything is loaded onto it."""
+
+from __future__ import annotations
+
+import torch
+
+from delta.errors import ConfigError
+
+__all__ = ["device_of"]
+
+
+def device_of(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: another name, or a device that is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is none; use 'cpu', 'cuda' or 'cuda:N'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported; use 'cpu', 'cuda' or 'cuda:N'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not there ({torch.cuda.device_count()} CUDA devices); use 'cpu'"
+        )
+    return device
