@@ -152,7 +152,7 @@ def _read_manifest(directory: Path) -> Manifest:
     text = _read(path)
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BundleError(f"{path} is not JSON; export the bundle again") from None
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
@@ -173,16 +173,23 @@ def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
         )
     try:
         return load_tensors(data)
-    except SafetensorError as error:
-        raise BundleError(f"{path} is not a safetensors file: {error}") from None
+    except (SafetensorError, KeyError) as error:  # a KeyError: an element type that PyTorch lacks
+        raise BundleError(f"{path} is not a safetensors file of known element types: {error}") from None
 
 
 def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Write files into a fresh folder beside the target, sync, and rename it into place."""
     directory = directory.absolute()
-    taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if taken and not (directory / MANIFEST).exists():
-        raise BundleError(f"{directory} exists and is not a bundle; choose another folder")
+    if directory.exists():
+        # Only what this call would write may be replaced: a whole bundle is no target of an export, and files
+        # of the owner's are none of ours.
+        found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
+        if not found <= files.keys() or (found and MANIFEST not in found):
+            strange = sorted(found - files.keys()) or sorted(found)
+            raise BundleError(
+                f"{directory} exists and is not a bundle to replace: {strange[0]!r} in it would be lost; choose "
+                "another folder"
+            )
     staging: Path | None = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

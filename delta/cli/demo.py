@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from delta.cli.output import progress, say, table, write_json, write_text
+from delta.cli.output import check_writable, progress, say, table, write_json, write_text
 
 if TYPE_CHECKING:
     from delta_client import Client
@@ -46,14 +46,21 @@ def demo(
     from delta.data.load import download_dataset, load_dataset
     from delta.demo import DemoSettings, render_page, run_demo, summarise
     from delta.demo.summary import headline, verdict
+    from delta.errors import InputError
 
     started = time.perf_counter()
+    check_writable(json)
     settings = DemoSettings(
         offload=offload, seed=seed, device=device, show_records=data == "embedded" or include_records
     )
     if download:
         say(f"downloaded {download_dataset(data)}")
     splits = load_dataset(data, limit=limit, seed=seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made: {error.strerror}; choose another folder") from None
+    check_writable(out / "summary.json")
     say(
         f"data: {splits.train.name}, {len(splits.train.labels):,} training and {len(splits.test.labels):,} test images"
     )

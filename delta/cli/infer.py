@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delta.cli.output import say, table, warn, write_json
+from delta.cli.output import check_writable, say, table, warn, write_json
 
 if TYPE_CHECKING:
     from delta.methods.base import Prediction
@@ -42,6 +42,7 @@ def infer(
     from delta.release.ids import RecordIds
 
     _check_address(cloud)
+    check_writable(json)
     loaded = load_bundle(bundle)
     spec = loaded.manifest.input
     files = find_images(paths)

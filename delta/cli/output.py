@@ -18,7 +18,17 @@ from rich.table import Table
 
 from delta.errors import InputError
 
-__all__ = ["complain", "console", "progress", "say", "table", "warn", "write_json", "write_text"]
+__all__ = [
+    "check_writable",
+    "complain",
+    "console",
+    "progress",
+    "say",
+    "table",
+    "warn",
+    "write_json",
+    "write_text",
+]
 
 console = Console(highlight=False, soft_wrap=True)
 _wide = Console(highlight=False, soft_wrap=True, width=1000)
@@ -71,6 +81,20 @@ def write_text(path: Path, text: str) -> None:
     finally:
         if staging is not None:
             os.unlink(staging)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse a file that could not be written, before any work is done or anything leaves.
+
+    Raises:
+        InputError: its folder is absent or closed to us, or the path is a folder.
+    """
+    for path in paths:
+        if path is None or str(path) == "-":
+            continue
+        folder = path.absolute().parent
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"{path} cannot be written; name a file in a folder that exists and is yours")
 
 
 def write_json(path: Path | None, value: Any) -> None:  # noqa: ANN401

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -244,6 +244,17 @@ def _through_the_cloud(
         return predictions, (up + first.bytes_up, down + first.bytes_down)
 
 
+def _claim(stage: CloudStage) -> PrivacyClaim:
+    claim = claim_of(stage.release, labels="disclosed")
+    if claim.epsilon is None:
+        return claim
+    joint = (
+        "of this release alone: to compare rows, this demonstration also sent the same records without noise, "
+        "and for both together there is no claim"
+    )
+    return replace(claim, conditions=(*claim.conditions, joint))
+
+
 def _row(
     name: str,
     config: TrainConfig,
@@ -295,7 +306,7 @@ def _row(
         bytes_down=(sum(c.bytes_down for c in costs) + extra_bytes[1]) / records,
         certified=sum(p.extras["certified"] * len(p.logits) for p in predictions) / records,
         fallbacks=sum(len(p.logits) for p in predictions if not p.used_cloud),
-        claim=claim_of(stage.release, labels="disclosed"),
+        claim=_claim(stage),
         leakage=leakage,
         payloads=payloads,
         right=right,

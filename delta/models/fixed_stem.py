@@ -32,3 +32,7 @@ class FixedStem(nn.Module):
         """`[b, in_channels, H, W]` → the IR `[b, c, h, w]`."""
         y = nn.functional.conv2d(x, self.get_buffer("weight"), stride=self.stride, padding=1)
         return nn.functional.leaky_relu(y, 0.25)
+
+    def extra_repr(self) -> str:
+        """What the weights do not tell; the release configuration's hash covers it."""
+        return f"stride={self.stride}, leaky=0.25"

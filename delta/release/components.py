@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from delta.release.config import ReleaseConfig
 from delta.release.ids import length_prefixed, record_digest
 from delta.release.message import MessageMap
 
-__all__ = ["check_components", "check_per_record", "component_hash"]
+__all__ = ["check_components", "check_per_record", "component_hash", "computation_hash"]
 
 
 def component_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -22,6 +23,29 @@ def component_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         found.update(length_prefixed(name, record_digest(tensors[name])))
     return found.hexdigest()
+
+
+def computation_hash(module: nn.Module) -> str:
+    """SHA-256 in hex over what a module computes: its layers with their settings, traced code and all tensors.
+
+    Weights alone would not do: two backbones with equal weights and another activation would share their noise.
+    The source of a user's own layers counts too. Another PyTorch may print a layer otherwise: the hash then
+    differs, and the bundle is refused rather than its noise used twice.
+    """
+    text = [repr(module), str(getattr(module, "code", ""))]
+    for name, part in module.named_modules():
+        home = type(part).__module__.partition(".")[0]
+        if home not in ("torch", "delta"):
+            text.append(f"{name}:{_source_of(type(part))}")
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return hashlib.sha256(length_prefixed("delta/computation/v1", component_hash(tensors), *text)).hexdigest()
+
+
+def _source_of(cls: type) -> str:
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return cls.__qualname__
 
 
 def check_components(
@@ -41,7 +65,7 @@ def check_components(
         ("message map", config.message.map, message.kind),
         ("channels of the offloaded stream", stream[0], message.channels),
         ("message shape", config.message.shape, (message.k, *stream[1:])),
-        ("weights of the backbone", config.backbone.hash, component_hash(backbone.state_dict())),
+        ("backbone", config.backbone.hash, computation_hash(backbone)),
         ("weights of the basis", config.basis.component.hash, component_hash(decomposer.state_dict())),
         ("weights of the message map", config.message.component.hash, component_hash(message.state_dict())),
     ]

@@ -40,6 +40,8 @@ class RecordIds:
         for name, ids in (("record ids", self.records), ("subjects", self.subjects)):
             if isinstance(ids, str) or len(ids) not in (0, count):
                 raise InputError(f"expected {count} {name}, one a record, or none; got {len(ids)}")
+            if not all(isinstance(one, str) for one in ids):
+                raise InputError(f"{name} must be strings; convert them, the same way every time")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def record_digest(record: Tensor) -> bytes:
         32 bytes; equal values in another memory layout give equal digests.
     """
     flat = record.detach().cpu().contiguous()
+    if flat.is_floating_point():
+        flat = flat + 0.0  # −0.0 equals 0.0, and equal records share one digest
     header = length_prefixed(str(flat.dtype).removeprefix("torch."), ",".join(map(str, flat.shape)))
     content = flat.view(-1).view(torch.uint8).numpy()
     return hashlib.sha256(header + content.tobytes()).digest()

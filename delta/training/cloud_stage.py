@@ -14,7 +14,7 @@ from delta.methods.delta.fusion import fuse
 from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
 from delta.models.splitting import Parts
-from delta.release.components import component_hash
+from delta.release.components import component_hash, computation_hash
 from delta.release.config import (
     BasisConfig,
     Bounding,
@@ -117,9 +117,7 @@ def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConf
     release = ReleaseConfig(
         input=stage.input,
         ir_shape=stage.split.ir_shape,
-        backbone=Component(
-            hash=component_hash(stage.backbone.state_dict()), provenance=stage.backbone_provenance
-        ),
+        backbone=Component(hash=computation_hash(stage.backbone), provenance=stage.backbone_provenance),
         basis=BasisConfig(
             kind=config.basis,
             rank=stage.decomposer.rank,

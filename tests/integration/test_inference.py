@@ -15,7 +15,9 @@ import torch
 from delta_client import Client, GrpcTransport
 from delta_server.launch import ServerProcess
 
-from delta.bundle.store import Bundle, export_cloud_part
+from delta.bundle.manifest import Architecture, Manifest
+from delta.bundle.store import Bundle, export_cloud_part, load_bundle, save_bundle
+from delta.errors import ConfigError, ModelError
 from delta.methods.base import Prediction, RecordIds
 from delta.methods.delta.private import DeltaMethod
 from delta.release.noise import NoiseKey
@@ -245,3 +247,29 @@ def test_more_records_than_a_message_holds_are_refused_with_a_reason(trained, cl
         few = client.predict(trained.x[:8])
     assert (many.used_cloud, many.reason) == (False, "refused")
     assert few.used_cloud
+
+
+def test_a_bundle_from_elsewhere_runs_no_code_of_its_own_here(trained, tmp_path):
+    """I5 on the private side: a manifest's hash is anybody's to compute, so its target needs leave."""
+    bundle = trained.bundles["svd"]
+    manifest = bundle.manifest
+    fields = {name: getattr(manifest, name) for name in type(manifest).model_fields if "_hash" not in name}
+    target = Architecture(target="os:mkdir", arguments={"path": str(tmp_path / "owned")}, split_at="layer1")
+    evil = Manifest.sealed(
+        **{**fields, "architecture": target}, cloud_weights_hash=manifest.cloud_weights_hash
+    )
+    facts = bundle.facts.model_copy(update={"backbone": "model"})
+    folder = save_bundle(replace(bundle, manifest=evil, facts=facts), tmp_path / "bundle")
+    with pytest.raises(ModelError, match="--allow os:mkdir"):
+        Client(folder, cloud=None)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_noisy_bundle_opened_by_its_folder_finds_the_key_beside_it(trained, tmp_path):
+    folder = save_bundle(trained.bundles["noise"], tmp_path / "bundle")
+    with Client(folder, cloud=None) as first, Client(str(folder), cloud=None) as second:
+        payloads = [client.predict(trained.x[:3]).extras["payload"] for client in (first, second)]
+    assert torch.equal(*payloads)
+    assert (tmp_path / "noise.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigError, match=r"NoiseKey\.beside"):
+        Client(load_bundle(folder), cloud=None)

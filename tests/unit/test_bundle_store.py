@@ -142,6 +142,26 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
     assert (tmp_path / "photos" / "one.png").exists()
 
 
+def test_an_export_never_replaces_a_whole_bundle_or_anything_of_the_owners(saved, tmp_path):
+    part = load_cloud_part(saved)
+    with pytest.raises(BundleError, match=r"private\.json.* would be lost"):
+        export_cloud_part(part, saved)
+    assert load_bundle(saved).manifest == part.manifest
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text("{}")
+    (web / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match=r"thesis\.txt"):
+        export_cloud_part(part, web)
+    assert (web / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_manifest_nested_without_end_is_refused(saved):
+    (saved / "manifest.json").write_text('{"settings":' + "[" * 100_000)
+    with pytest.raises(BundleError, match="not JSON"):
+        load_bundle(saved)
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BundleError, match="cannot be written"):

@@ -15,7 +15,7 @@ from delta.decomposition.basis import iteration_start, pca_basis, synthetic_imag
 from delta.decomposition.decomposer import Decomposer
 from delta.errors import ConfigError, InputError
 from delta.methods.base import RecordIds as ReexportedIds
-from delta.release.components import component_hash
+from delta.release.components import component_hash, computation_hash
 from delta.release.config import (
     BasisConfig,
     Bounding,
@@ -72,7 +72,7 @@ def setup(*, kind="pca", algorithm="exact", offload="residual", message="channel
     fields = {
         "input": InputSpec(shape=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3),
         "ir_shape": (16, 16, 16),
-        "backbone": Component(hash=component_hash(phi.state_dict()), provenance=known),
+        "backbone": Component(hash=computation_hash(phi), provenance=known),
         "basis": BasisConfig(
             kind=kind,
             rank=4,
@@ -327,7 +327,7 @@ def test_modules_that_are_not_the_configured_ones_are_refused():
     )
     svd = Decomposer(channels=16, height=16, width=16, rank=4, block=8, keep=4, kind="svd")
     for change, name in (
-        ({"backbone": other}, "weights of the backbone"),
+        ({"backbone": other}, "backbone"),
         ({"decomposer": basis}, "weights of the basis"),
         ({"decomposer": svd}, "basis"),
         ({"message": MessageMap("all-channels", channels=16)}, "message map"),
@@ -387,3 +387,30 @@ def test_released_frequencies_follow_the_declared_law():
 )
 def test_a_faulty_release_fails_the_law(monkeypatch, fault):
     assert law_statistic(monkeypatch, **fault) > 600
+
+
+def test_the_hash_of_a_backbone_is_of_what_it_computes():
+    """Equal weights are not enough: with them alone, two messages would share their noise."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+        def forward(self, x):
+            return x + self.shift
+
+    def stack(*extra):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), *extra)
+
+    moved = stack(Own())
+    moved[1].shift += 1
+    variants = [
+        stack(), stack(nn.ReLU()), stack(nn.LeakyReLU()), stack(nn.LeakyReLU(0.2)), stack(nn.GELU()),
+        stack(Own()), moved,
+    ]  # fmt: skip
+    assert len({component_hash(v.state_dict()) for v in variants}) == 1
+    assert len({computation_hash(v) for v in variants}) == len(variants)
+    assert computation_hash(stack(nn.ReLU())) == computation_hash(stack(nn.ReLU()))

@@ -105,9 +105,17 @@ def build_private_parts(
     )
     source = channels if release.offload == "residual" else release.basis.rank
     message = MessageMap(release.message.map, channels=source, k=release.message.shape[0])
-    return PrivateParts(
-        build_backbone(manifest, facts, allowed=allowed), decomposer, message, build_main(**facts.main)
-    )
+    return PrivateParts(build_backbone(manifest, facts, allowed=allowed), decomposer, message, _main(facts))
+
+
+def _main(facts: PrivateFacts) -> nn.Module:
+    try:
+        return build_main(**facts.main)
+    except TypeError:
+        raise BundleError(
+            f"private.json names settings of a main model that this Delta lacks ({', '.join(sorted(facts.main))}); "
+            "train the bundle again"
+        ) from None
 
 
 def load_private_parts(bundle: Bundle, *, allowed: Collection[str] = ()) -> PrivateParts:
