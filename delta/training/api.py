@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from delta.bundle.store import Bundle
 from delta.data.records import Dataset, DataSplits
+from delta.errors import ConfigError
 from delta.models.splitting import Parts
 from delta.release.noise import NoiseKey
 from delta.training.assemble import assemble_bundle
@@ -21,12 +23,20 @@ from delta.training.private_stage import Labelled, train_private_stage
 __all__ = ["lineage_of", "train"]
 
 
-def train(parts: Parts, data: DataSplits, *, progress: Progress = quiet, **settings: Any) -> Bundle:  # noqa: ANN401
+def train(
+    parts: Parts,
+    data: DataSplits,
+    *,
+    config: Path | str | None = None,
+    progress: Progress = quiet,
+    **settings: Any,  # noqa: ANN401
+) -> Bundle:
     """Train Delta in this process: stage 1 on the private side, stage 2 on releases alone.
 
     Args:
         parts: a split model from `delta.split`; it is trained in place unless `whole=None` is given.
         data: training and test records.
+        config: a YAML file of settings, such as `configs/digits.yaml`; instead of `settings`.
         progress: called as `(stage, steps done, steps in all)`.
         **settings: fields of `delta.training.config.TrainConfig`; `noise` must be given.
 
@@ -36,19 +46,21 @@ def train(parts: Parts, data: DataSplits, *, progress: Progress = quiet, **setti
     Raises:
         ConfigError: a setting is wrong, or model and data do not fit together.
     """
-    config = TrainConfig.of(settings)
+    if config is not None and settings:
+        raise ConfigError(f"settings come from {config} or from keywords, not from both; give one of them")
+    chosen = TrainConfig.of(settings) if config is None else TrainConfig.read_yaml(Path(config))
     architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
-    message_map(config, parts)
-    stage = train_private_stage(parts, data.train, config, progress=progress)
-    cloud = train_cloud_stage(stage, config, progress=progress)
+    message_map(chosen, parts)
+    stage = train_private_stage(parts, data.train, chosen, progress=progress)
+    cloud = train_cloud_stage(stage, chosen, progress=progress)
     test = Labelled.of(data.test, stage.input)
-    controls = measure_controls(stage, cloud, test, config, key=NoiseKey.generate(), progress=progress)
+    controls = measure_controls(stage, cloud, test, chosen, key=NoiseKey.generate(), progress=progress)
     return assemble_bundle(
         stage,
         cloud,
-        config,
+        chosen,
         class_names=tuple(data.train.class_names),
-        lineage=lineage_of(config, data.train),
+        lineage=lineage_of(chosen, data.train),
         figures=vars(controls),
     )
 
