@@ -87,14 +87,15 @@ def check_writable(*paths: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done or anything leaves.
 
     Raises:
-        InputError: its folder is absent or closed to us, or the path is a folder.
+        InputError: its folder is closed to us or no folder, or the path is one.
     """
     for path in paths:
         if path is None or str(path) == "-":
             continue
-        folder = path.absolute().parent
+        # Absent folders are made when the file is written: the nearest that is there decides.
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
         if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{path} cannot be written; name a file in a folder that exists and is yours")
+            raise InputError(f"{path} cannot be written; name a file in a folder of yours")
 
 
 def write_json(path: Path | None, value: Any) -> None:  # noqa: ANN401

@@ -345,3 +345,13 @@ def test_missing_arguments_and_unknown_commands(run, images):
     fails(run("infer", "--bundle", "x"), ConfigError, "paths")
     fails(run("serve"), ConfigError, "--bundle")
     fails(run("divine"), ConfigError, "divine")
+
+
+def test_nothing_is_sent_where_the_figures_could_not_be_written(run, server, bundle_dirs, images, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("")
+    call = ("infer", images, "--bundle", bundle_dirs["none"], "--cloud", server.address, "--json")
+    for path in (tmp_path / "taken", tmp_path / "file" / "figures.json"):
+        before = server.log_text()
+        fails(run(*call, path), InputError, "cannot be written")
+        assert server.log_text() == before

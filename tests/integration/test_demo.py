@@ -48,6 +48,7 @@ def test_the_summary_holds_the_declared_figures(demo):
             "delta",
             "random_bits",
             "noiseless_bits",
+            "main_only",
         }
         assert all(0 <= value <= 100 for value in row["accuracy"].values())
         assert set(row["bytes_per_record"]) == {"up", "down"}
