@@ -18,6 +18,7 @@ from delta_server.models import HostedModel, ModelStore
 
 __all__ = ["StreamSession", "parse"]
 
+_UNREAD_BYTES = 8 * 2**20  # answers that a client may leave unread before it is read no further
 _JOINED_BYTES = 16384  # answers beyond it go in a message of their own
 
 
@@ -42,6 +43,7 @@ class StreamSession(ABC):
         self._batcher = batcher
         self._config = config
         self._outbox: deque[bytes] = deque()
+        self._unread_bytes = 0
         self._unanswered = 0
         self._reading = True
         self._draining = False
@@ -82,6 +84,7 @@ class StreamSession(ABC):
     def deliver(self, answer: bytes) -> None:
         """Queue an answer for writing."""
         self._outbox.append(answer)
+        self._unread_bytes += len(answer)
         self._rouse()
 
     @abstractmethod
@@ -128,7 +131,7 @@ class StreamSession(ABC):
                     self._batcher.submit(job)
                 except DeltaError as error:
                     self.deliver(self.encode(job, error, 0.0))
-            while self._unanswered >= limit and not writer.done():
+            while (self._unanswered >= limit or self._unread_bytes > _UNREAD_BYTES) and not writer.done():
                 self._room = self._loop.create_future()
                 await self._room
         self._reading = False
@@ -143,7 +146,9 @@ class StreamSession(ABC):
                     parts, size = [outbox.popleft()], 0
                     while outbox and (size := size + len(parts[-1])) < _JOINED_BYTES:
                         parts.append(outbox.popleft())
-                    await write(b"".join(parts))
+                    joined = b"".join(parts)
+                    await write(joined)
+                    self._unread_bytes -= len(joined)
                     self._unanswered -= len(parts)
                     if self._room is not None and not self._room.done():
                         self._room.set_result(None)
