@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import nn
 
 from delta.bundle.store import serialise_weights
 from delta.config import canonical_hash
-from delta.errors import InputError
+from delta.files import write_whole
 
 __all__ = ["WeightCache"]
 
@@ -53,21 +51,8 @@ class WeightCache:
         Raises:
             InputError: the folder cannot be written.
         """
-        path = self._path(name, settings)
         data = serialise_weights(dict(module.state_dict()))
-        staging: str | None = None
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=self._folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data + hashlib.sha256(data).digest())
-            os.replace(staging, path)
-            staging = None
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
-        finally:
-            if staging is not None:
-                os.unlink(staging)
+        write_whole(self._path(name, settings), data + hashlib.sha256(data).digest())
 
     def _path(self, name: str, settings: Any) -> Path:  # noqa: ANN401
         key = canonical_hash({"context": self._context, "name": name, "settings": settings})

@@ -1,0 +1,38 @@
+"""Files that are there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from delta.errors import InputError
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a temporary file beside the target and rename it into place; absent folders are made.
+
+    Args:
+        path: of the file; an earlier one is replaced.
+        data: its content.
+        mode: its permissions.
+
+    Raises:
+        InputError: it cannot be written; nothing is left behind.
+    """
+    staging: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(staging, mode)
+        os.replace(staging, path)
+        staging = None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        if staging is not None:
+            os.unlink(staging)
