@@ -339,6 +339,7 @@ def test_a_cancelled_stream_frees_its_slots_and_runs_no_more(server, channel, ha
     assert stream.call.code() == grpc.StatusCode.CANCELLED
     _wait_for_streams(server, 0)
     half.gate.set()
+    _wait_for_free_slots(server)  # they are given back once the thread has passed over what was queued
     _still_serves(channel)
     assert sum(half.batches[before:]) == 1  # what the cancelled stream had queued never ran
 
@@ -349,6 +350,17 @@ def _wait_for_streams(server, count):
 
     async def turn():
         while len(server.server.sessions) != count:
+            await asyncio.sleep(0.001)
+
+    asyncio.run_coroutine_threadsafe(turn(), server.loop).result(10)
+
+
+def _wait_for_free_slots(server):
+    """Poll likewise until no admitted record is unanswered."""
+    import asyncio
+
+    async def turn():
+        while server.server._batcher.admitted:
             await asyncio.sleep(0.001)
 
     asyncio.run_coroutine_threadsafe(turn(), server.loop).result(10)
