@@ -9,6 +9,8 @@
     │   └── SplitError
     ├── BundleError                 a bundle is damaged, incomplete or of another version
     ├── BudgetExceededError         the privacy ledger refuses a release
+    ├── LedgerError                 a ledger is damaged, in use, or cannot be written
+    ├── CheckpointError             a checkpoint is of another run, or cannot be written
     ├── MethodError
     │   ├── UnknownMethodError
     │   ├── DuplicateMethodError
@@ -18,7 +20,10 @@
     │   ├── CloudDeadlineError      nobody answers in time
     │   ├── CloudOverloadedError    the queue is full
     │   ├── CloudMismatchError      another protocol version, model, release or mechanism
-    │   └── CloudAnswerError        an answer of the wrong shape or type, or not finite
+    │   ├── CloudAnswerError        an answer of the wrong shape or type, or not finite
+    │   ├── CloudDeniedError        the cloud does not know who asks, or what is asked for is not theirs
+    │   ├── CloudStorageError       the cloud cannot store what was sent
+    │   └── CloudTrainingError      a training in the cloud failed or was cancelled
     ├── RequestError                the cloud refuses a request: bytes, shape or schema
     └── InternalError               a defect in Delta
 
@@ -34,11 +39,15 @@ __all__ = [
     "CATALOG",
     "BudgetExceededError",
     "BundleError",
+    "CheckpointError",
     "CloudAnswerError",
     "CloudDeadlineError",
+    "CloudDeniedError",
     "CloudError",
     "CloudMismatchError",
     "CloudOverloadedError",
+    "CloudStorageError",
+    "CloudTrainingError",
     "CloudUnavailableError",
     "ConfigError",
     "DataError",
@@ -47,6 +56,7 @@ __all__ = [
     "ErrorSpec",
     "InputError",
     "InternalError",
+    "LedgerError",
     "MethodError",
     "ModelError",
     "PrivacyParameterError",
@@ -95,6 +105,14 @@ class BudgetExceededError(DeltaError):
     """The privacy ledger refuses a release: the subject's budget is spent."""
 
 
+class LedgerError(DeltaError):
+    """A ledger is damaged, held by another process, or cannot be written: nothing may be sent then."""
+
+
+class CheckpointError(DeltaError):
+    """A checkpoint belongs to another run, or cannot be written."""
+
+
 class MethodError(DeltaError):
     """A method is unknown, registered twice, or cannot do what was asked."""
 
@@ -133,6 +151,18 @@ class CloudMismatchError(CloudError):
 
 class CloudAnswerError(CloudError):
     """The cloud's answer has the wrong shape or type, or is not finite."""
+
+
+class CloudDeniedError(CloudError):
+    """The call carries no valid tenant token, or names something that this tenant does not have."""
+
+
+class CloudStorageError(CloudError):
+    """The cloud has no room for what was sent; what it has acknowledged stays."""
+
+
+class CloudTrainingError(CloudError):
+    """A training job in the cloud failed or was cancelled."""
 
 
 class RequestError(DeltaError):
@@ -174,6 +204,8 @@ CATALOG: dict[type[DeltaError], ErrorSpec] = {
     SplitError: ErrorSpec("split", "FAILED_PRECONDITION", "a model cannot be split there", 4),
     BundleError: ErrorSpec("bundle", "FAILED_PRECONDITION", "a bundle cannot be loaded", 5),
     BudgetExceededError: ErrorSpec("budget", "PERMISSION_DENIED", "the privacy budget is spent", 6),
+    LedgerError: ErrorSpec("ledger", "FAILED_PRECONDITION", "the privacy ledger cannot be used", 6),
+    CheckpointError: ErrorSpec("checkpoint", "FAILED_PRECONDITION", "a checkpoint cannot be used", 5),
     MethodError: ErrorSpec("method", "FAILED_PRECONDITION", "the method cannot do this", 4),
     UnknownMethodError: ErrorSpec("unknown-method", "NOT_FOUND", "no such method or operation", 4, True),
     DuplicateMethodError: ErrorSpec("duplicate-method", "ALREADY_EXISTS", "the method exists already", 4),
@@ -190,6 +222,11 @@ CATALOG: dict[type[DeltaError], ErrorSpec] = {
         "cloud-mismatch", "FAILED_PRECONDITION", "another version, model or mechanism", 7, True
     ),
     CloudAnswerError: ErrorSpec("cloud-answer", "DATA_LOSS", "an answer is not valid", 7),
+    CloudDeniedError: ErrorSpec("cloud-denied", "UNAUTHENTICATED", "the cloud denies this call", 7, True),
+    CloudStorageError: ErrorSpec(
+        "cloud-storage", "RESOURCE_EXHAUSTED", "the cloud has no room left", 7, True
+    ),
+    CloudTrainingError: ErrorSpec("cloud-training", "ABORTED", "the training in the cloud failed", 7, True),
     RequestError: ErrorSpec("request", "INVALID_ARGUMENT", "the request does not match the schema", 8, True),
     InternalError: ErrorSpec("internal", "INTERNAL", "internal error", 70),
 }
@@ -204,6 +241,9 @@ _BY_STATUS: dict[str, type[DeltaError]] = {
     "UNIMPLEMENTED": CloudMismatchError,
     "FAILED_PRECONDITION": CloudMismatchError,
     "NOT_FOUND": CloudMismatchError,
+    "UNAUTHENTICATED": CloudDeniedError,
+    "PERMISSION_DENIED": CloudDeniedError,
+    "ABORTED": CloudTrainingError,
     "INVALID_ARGUMENT": RequestError,
 }
 

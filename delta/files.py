@@ -8,11 +8,13 @@ from pathlib import Path
 
 from delta.errors import InputError
 
-__all__ = ["write_whole"]
+__all__ = ["sync_folder", "write_whole"]
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write a temporary file beside the target and rename it into place; absent folders are made.
+    """Write a temporary file beside the target, sync it and rename it into place; absent folders are made.
+
+    Once this returns, the file survives a crash of the machine.
 
     Args:
         path: of the file; an earlier one is replaced.
@@ -28,11 +30,23 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         handle, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(staging, mode)
         os.replace(staging, path)
         staging = None
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         if staging is not None:
             os.unlink(staging)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as what they name."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -10,7 +10,21 @@ from delta.config import Strict
 from delta.errors import ConfigError
 from delta.privacy.gaussian import sigma_for
 
-__all__ = ["FitConfig", "MainConfig", "NoiseConfig", "TrainConfig"]
+__all__ = [
+    "Augmentation",
+    "FitConfig",
+    "LabelConfig",
+    "MainConfig",
+    "NoiseConfig",
+    "Precision",
+    "TrainConfig",
+]
+
+Augmentation = Literal["none", "shift", "shift+flip"]
+"""Shifts by up to 4 pixels, and mirrors."""
+
+Precision = Literal["float32", "bfloat16"]
+"""Of a fit's arithmetic: `bfloat16` is autocast, weights and optimiser stay in float32."""
 
 
 class NoiseConfig(Strict):
@@ -18,6 +32,24 @@ class NoiseConfig(Strict):
 
     epsilon: float = Field(gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
+
+
+class LabelConfig(Strict):
+    """How training labels reach the cloud (DESIGN, privacy 7).
+
+    Attributes:
+        kind: `disclosed`, or `randomized-response`: each label once through k-ary randomized response.
+        epsilon: of randomized response, a label.
+    """
+
+    kind: Literal["disclosed", "randomized-response"] = "disclosed"
+    epsilon: float | None = Field(default=None, gt=0, le=700)
+
+    @model_validator(mode="after")
+    def _only_randomized_response_has_an_epsilon(self) -> Self:
+        if (self.kind == "randomized-response") != (self.epsilon is not None):
+            raise ValueError("kind 'randomized-response' needs epsilon, and 'disclosed' takes none")
+        return self
 
 
 class FitConfig(Strict):
@@ -94,7 +126,7 @@ class TrainConfig(Strict):
     alpha_max: float = Field(default=4.0, gt=0)
     logit_bound: float = Field(default=20.0, gt=0)
     held_out: float = Field(default=0.1, gt=0, lt=0.5)
-    augment: Literal["none", "shift", "shift+flip"] = "none"
+    augment: Augmentation = "none"
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
     @model_validator(mode="after")
