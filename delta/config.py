@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delta.errors import ConfigError
 
-__all__ = ["Strict", "canonical_hash", "explain"]
+__all__ = ["Strict", "canonical_hash", "explain", "read_yaml"]
 
 
 def canonical_hash(value: Any) -> str:  # noqa: ANN401
@@ -32,6 +32,25 @@ def explain(error: ValidationError) -> str:
         )
         faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(faults)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; an empty one has none.
+
+    Raises:
+        ConfigError: the file is absent, no YAML, or holds something else than settings.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"config {path} holds no settings; see the files under configs/")
+    return value
 
 
 class Strict(BaseModel):
@@ -58,13 +77,7 @@ class Strict(BaseModel):
         Raises:
             ConfigError: the file is absent, no YAML, or not valid.
         """
-        try:
-            value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"config {path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
-        return cls.parse(value if value is not None else {}, what=f"config {path}")
+        return cls.parse(read_yaml(path), what=f"config {path}")
 
     def content_hash(self) -> str:
         """SHA-256 in hex over the canonical JSON of all fields."""

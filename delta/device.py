@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from delta.errors import ConfigError
@@ -25,4 +27,7 @@ def device_of(name: str) -> torch.device:
         raise ConfigError(
             f"device {name!r} is not there ({torch.cuda.device_count()} CUDA devices); use 'cpu'"
         )
+    if device.type == "cuda":
+        # Before the first product: what makes cuBLAS repeat itself (a resumed fit must).
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device

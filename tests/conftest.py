@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the command sets it, before gRPC is imported
+
 import pytest
 import torch
 
@@ -12,7 +14,6 @@ from delta.bundle.store import save_bundle
 from delta.data.records import DataSplits
 from tests.trained import Trained, small_digits, train_all
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the command sets it, before gRPC is imported
 torch.set_num_threads(1)  # the models of the tests are tiny: a second thread costs more than it gives
 
 

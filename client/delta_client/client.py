@@ -29,7 +29,8 @@ class Client:
         deadline_s: how long a prediction may wait for the cloud, seconds.
         key: the noise key, or its file; none takes `noise.key` beside a bundle given by its folder, drawn on
             first use, where the release has noise.
-        options: the method's own, such as `allow`: import targets that the bundle may build on this side.
+        options: the method's own, such as `allow`: import targets that the bundle may build on this side, or
+            `ledger`: a `DiskLedger`, so that what was released outlives the process.
 
     Raises:
         BundleError: the bundle is damaged or holds only the cloud part.

@@ -44,6 +44,7 @@ class Manifest(Strict):
         settings: what else the method fixes, plain JSON, checked by the method.
         logit_bound: B: the cloud's logits are clipped to [−B, B].
         labels: what the cloud learns of training labels.
+        label_epsilon: of `randomized-response`, a label.
         lineage: how the bundle came about: seeds, data set, versions.
         release_hash: of `release`; empty without one.
         cloud_weights_hash: SHA-256 of `cloud.safetensors`.
@@ -59,7 +60,8 @@ class Manifest(Strict):
     release: ReleaseConfig | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     logit_bound: float = Field(gt=0)
-    labels: Literal["none", "disclosed"] = "disclosed"
+    labels: Literal["none", "disclosed", "randomized-response"] = "disclosed"
+    label_epsilon: float | None = Field(default=None, gt=0)
     lineage: dict[str, str] = Field(default_factory=dict)
     release_hash: str = ""
     cloud_weights_hash: str

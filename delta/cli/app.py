@@ -12,7 +12,7 @@ from typing import NoReturn, ParamSpec, cast
 
 import typer
 
-from delta.cli import bench, demo, export, infer, plan, serve
+from delta.cli import bench, demo, export, infer, ledger, plan, serve, train
 from delta.cli.output import complain
 from delta.errors import ConfigError, DeltaError, InternalError, spec_of
 
@@ -65,11 +65,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo.demo, plan.plan, plan.check, serve.serve, infer.infer, export.export):
+for command in (demo.demo, plan.plan, plan.check, train.train, serve.serve, infer.infer, export.export):
     app.command(command.__name__)(_guarded(command))
 _bench = typer.Typer(help="Measure Delta on this machine.", no_args_is_help=True)
 _bench.command("micro")(_guarded(bench.micro))
 app.add_typer(_bench, name="bench")
+_ledger = typer.Typer(help="Show, export and join privacy ledgers.", no_args_is_help=True)
+_ledger.command("show")(_guarded(ledger.show))
+_ledger.command("export")(_guarded(ledger.export))
+_ledger.command("replay")(_guarded(ledger.replay))
+app.add_typer(_ledger, name="ledger")
 
 
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])

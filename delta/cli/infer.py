@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from delta.cli.ledger import named, spent_figures
 from delta.cli.output import check_writable, say, table, warn, write_json
 
 if TYPE_CHECKING:
+    from delta.errors import DeltaError
     from delta.methods.base import Prediction
+    from delta.privacy.disk_ledger import DiskLedger
+    from delta.privacy.ledger import Budget
     from delta.release.noise import NoiseKey
 
 __all__ = ["infer", "noise_key_of"]
+
+_DELTA = 1e-5
+"""δ at which ε displays what a subject has spent."""
 
 
 def infer(
@@ -29,6 +37,18 @@ def infer(
         Path | None,
         typer.Option(help="Key of the noise, drawn on first use; default: noise.key beside the bundle."),
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="Ledger of what was released; default: ledger.jsonl beside the bundle."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Of each subject from now on: unlimited, mu=2.5, epsilon=8 or epsilon=8,delta=1e-5; "
+            "default: the ledger's own."
+        ),
+    ] = None,
+    subject: Annotated[str, typer.Option(help="The person whom the images are about, if one.")] = "",
     require_cloud: Annotated[bool, typer.Option(help="Fail where the cloud's answer is missing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
@@ -38,10 +58,12 @@ def infer(
 
     from delta.bundle.store import load_bundle
     from delta.data.images import find_images, load_image
-    from delta.errors import CloudUnavailableError
+    from delta.privacy.budget import parse_budget
+    from delta.privacy.disk_ledger import DiskLedger
     from delta.release.ids import RecordIds
 
     _check_address(cloud)
+    limit = None if budget is None else parse_budget(budget)
     check_writable(json)
     loaded = load_bundle(bundle)
     spec = loaded.manifest.input
@@ -50,13 +72,30 @@ def infer(
     images = torch.stack([load_image(path, channels=channels, size=(height, width)) for path in files])
     records = spec.preprocess(images)
     release = loaded.manifest.release
-    key = noise_key_of(bundle, noise_key) if release is not None and release.sigma is not None else None
+    sends = cloud is not None and release is not None
+    noisy = release is not None and release.sigma is not None
+    if sends and not noisy:
+        _check_unlimited(limit, "--budget")
+    where = ledger if ledger is not None else bundle.absolute().parent / "ledger.jsonl"
+    key = noise_key_of(bundle, noise_key) if noisy else None
+    if sends and not noisy:
+        # The key names the releases: without one the ledger would take a repeated query for a new release.
+        key = noise_key_of(where, noise_key)
 
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
-    with Client(loaded, cloud=cloud, deadline_s=deadline, key=key, allow=tuple(allow or ())) as client:
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"allow": tuple(allow or ())}
+        spending: DiskLedger | None = None
+        if sends:
+            spending = stack.enter_context(DiskLedger(where, budget=limit, warn=warn))
+            if not noisy:
+                _check_unlimited(spending.budget, f"ledger {spending.path}")
+            options["ledger"] = spending
+        client = stack.enter_context(Client(loaded, cloud=cloud, deadline_s=deadline, key=key, **options))
         for start in range(0, len(files), batch):
-            prediction = client.predict(records[start : start + batch], RecordIds())
+            part = records[start : start + batch]
+            prediction = client.predict(part, RecordIds(subjects=[subject] * len(part)))
             predictions.append(prediction)
             chances = torch.softmax(prediction.logits, dim=1)
             for path, chance in zip(files[start : start + batch], chances, strict=True):
@@ -70,37 +109,20 @@ def infer(
                         "reason": prediction.reason,
                     }
                 )
+        privacy = None if spending is None else _privacy(spending, subject)
     fallen = [p for p in predictions if not p.used_cloud and p.reason != "no-cloud"]
     if fallen and require_cloud:
-        raise CloudUnavailableError(_advice(fallen[0]))
+        raise _error_of(fallen[0])
     summary = _summary(predictions, len(files))
-    write_json(json, {"records": rows, **summary, "tee": "simulated"})
+    write_json(json, {"records": rows, **summary, "privacy": privacy, "tee": "simulated"})
     if str(json) != "-":
-        table(
-            "Predictions",
-            ["image", "class", "confidence", "answered by"],
-            [
-                [
-                    row["path"],
-                    row["label"],
-                    f"{100 * row['confidence']:.1f} %",
-                    "main + cloud" if row["used_cloud"] else f"main alone ({row['reason']})",
-                ]
-                for row in rows
-            ],
-        )
-        ms, size = summary["ms_per_record"], summary["bytes_per_record"]
-        say(
-            f"{len(files)} images: private {ms['private']:.2f} ms, cloud {ms['cloud']:.2f} ms, "
-            f"wall {ms['wall']:.2f} ms, {size['up']:.0f} bytes up and {size['down']:.0f} down a record "
-            "(tee: simulated)"
-        )
+        _print(rows, summary, privacy)
     if fallen:
         warn(_advice(fallen[0]))
 
 
 def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
-    """The owner's noise key: at `path`, or `noise.key` beside the bundle's folder, which is drawn on first use.
+    """The owner's noise key: at `path`, or `noise.key` beside the bundle (or ledger), drawn on first use.
 
     Raises:
         ConfigError: `path` is named and not there: another key would give the same records fresh noise.
@@ -113,6 +135,72 @@ def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
             f"--noise-key {path} is not there; leave the option out to draw one beside the bundle"
         )
     return NoiseKey.beside(bundle) if path is None else NoiseKey.load(path)
+
+
+def _print(rows: list[dict[str, Any]], summary: dict[str, Any], privacy: dict[str, Any] | None) -> None:
+    table(
+        "Predictions",
+        ["image", "class", "confidence", "answered by"],
+        [
+            [
+                row["path"],
+                row["label"],
+                f"{100 * row['confidence']:.1f} %",
+                "main + cloud" if row["used_cloud"] else f"main alone ({row['reason']})",
+            ]
+            for row in rows
+        ],
+    )
+    ms, size = summary["ms_per_record"], summary["bytes_per_record"]
+    say(
+        f"{len(rows)} images: private {ms['private']:.2f} ms, cloud {ms['cloud']:.2f} ms, "
+        f"wall {ms['wall']:.2f} ms, {size['up']:.0f} bytes up and {size['down']:.0f} down a record "
+        "(tee: simulated)"
+    )
+    if privacy is not None:
+        say(_privacy_line(privacy))
+
+
+def _check_unlimited(budget: Budget | None, where: str) -> None:
+    from delta.errors import PrivacyParameterError
+    from delta.privacy.budget import budget_text
+
+    if budget is not None and not isinstance(budget, str):
+        raise PrivacyParameterError(
+            f"the bundle releases without noise, which spends without bound, and {where} says "
+            f"{budget_text(budget)}; say --budget unlimited, or train with noise"
+        )
+
+
+def _privacy(ledger: DiskLedger, subject: str) -> dict[str, Any]:
+    return {
+        "ledger": str(ledger.path),
+        "budget": ledger.budget,
+        "subject": subject,
+        "delta": _DELTA,
+        **spent_figures(ledger.spent(subject), ledger.budget, delta=_DELTA),
+    }
+
+
+def _privacy_line(privacy: dict[str, Any]) -> str:
+    budget, mu = privacy["budget"], privacy["joint_mu"]
+    spent = (
+        f"μ = {mu:.4g}, ε = {privacy['epsilon']:.4g} at δ = {privacy['delta']:g}"
+        if mu is not None
+        else "no claim, since releases without noise went out"
+    )
+    limit = "unlimited" if budget == "unlimited" else f"μ = {budget:.4g}"
+    return (
+        f"ledger {privacy['ledger']}: subject {named(privacy['subject'])}, {privacy['releases']} releases, "
+        f"{spent}; budget {limit}"
+    )
+
+
+def _error_of(prediction: Prediction) -> DeltaError:
+    from delta.errors import BudgetExceededError, CloudUnavailableError
+
+    kind = BudgetExceededError if prediction.reason == "budget" else CloudUnavailableError
+    return kind(_advice(prediction))
 
 
 def _check_address(cloud: str | None) -> None:

@@ -13,7 +13,15 @@ __all__ = ["serve"]
 
 
 def serve(
-    bundle: Annotated[list[Path], typer.Option(help="Folder of a bundle or of its cloud part; repeatable.")],
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a bundle or of its cloud part; repeatable.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="Train for clients too; data sets and jobs are kept in this folder.")
+    ] = None,
+    train_workers: Annotated[
+        int | None, typer.Option(help="Processes of one training job; default 1.")
+    ] = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0: any free one.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     max_batch: Annotated[
@@ -35,17 +43,23 @@ def serve(
     port_file: Annotated[Path | None, typer.Option(help="Write HOST:PORT here once listening.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write address and models here once listening.")] = None,
 ) -> None:
-    """Serve the cloud part of bundles over gRPC. The private half of a bundle is never read."""
+    """Serve the cloud part of bundles over gRPC, and train. The private half of a bundle is never read."""
     from delta_server.app import run
     from delta_server.config import ServerConfig, parse_listen
     from delta_server.log import log_to_stderr
 
     log_to_stderr()
     host, port = parse_listen(listen)
-    limits = {"max_batch": max_batch, "max_delay_ms": max_delay_ms, "queue_records": queue}
+    limits = {
+        "max_batch": max_batch,
+        "max_delay_ms": max_delay_ms,
+        "queue_records": queue,
+        "train_workers": train_workers,
+    }
     config = ServerConfig.parse(
         {
-            "bundles": tuple(bundle),
+            "bundles": tuple(bundle or ()),
+            "training": training,
             "host": host,
             "port": port,
             "device": device,

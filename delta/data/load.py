@@ -7,6 +7,7 @@ from pathlib import Path
 
 from delta.data.cifar import CIFAR10, CIFAR100, cifar_layout_of, download_cifar, load_cifar
 from delta.data.embedded import load_embedded
+from delta.data.generated import is_generated, load_generated
 from delta.data.idx import DIGITS, FASHION, is_idx_folder, load_idx
 from delta.data.image_folder import is_image_folder, load_image_folder
 from delta.data.records import DataSplits
@@ -15,7 +16,10 @@ from delta.errors import DataError
 
 __all__ = ["SPECS", "download_dataset", "load_dataset"]
 
-SPECS = "embedded, cifar10:PATH, cifar100:PATH, fashion-mnist:PATH, mnist:PATH, or the path of one of these"
+SPECS = (
+    "embedded, cifar10:PATH, cifar100:PATH, fashion-mnist:PATH, mnist:PATH, generated:CLASSESxCHANNELSxHEIGHTxWIDTH, "
+    "or the path of one of these"
+)
 """What `load_dataset` takes, for help texts."""
 
 _BY_PREFIX: dict[str, Callable[[Path, int], DataSplits]] = {
@@ -38,7 +42,8 @@ def load_dataset(
 
     Args:
         spec: `embedded`; `cifar10:PATH` or `cifar100:PATH` (archive or folder, binary version);
-            `fashion-mnist:PATH` or `mnist:PATH` (folder of IDX files); or a path, which may also be an image
+            `fashion-mnist:PATH` or `mnist:PATH` (folder of IDX files);
+            `generated:CLASSESxCHANNELSxHEIGHTxWIDTH`; or a path, which may also be an image
             folder `train/<class>/`, `test/<class>/`.
         limit: at most so many training records, each class in proportion.
         test_limit: the same for test records; by default they are cut in the same proportion.
@@ -57,6 +62,8 @@ def load_dataset(
         data = _BY_PREFIX[prefix](Path(rest).expanduser(), seed)
     elif spec == "embedded":
         data = load_embedded(seed=seed)
+    elif is_generated(spec):
+        data = load_generated(spec, seed=seed)
     elif is_image_folder(path):
         return load_image_folder(path, limit=limit, test_limit=test_limit, seed=seed, size=size)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import delta
 from delta.bundle.store import Bundle, export_cloud_part, save_bundle
-from delta.data.records import Dataset, DataSplits
+from delta.data.records import DataSplits
 from delta.demo.leakage import Leakage, measure_leakage
 from delta.demo.settings import DemoSettings
 from delta.methods.base import Cost, Prediction
@@ -24,15 +23,15 @@ from delta.release.ids import RecordIds
 from delta.release.noise import NoiseKey
 from delta.training.api import lineage_of
 from delta.training.assemble import assemble_bundle
-from delta.training.cache import WeightCache
-from delta.training.cloud_stage import CloudStage, train_cloud_stage
+from delta.training.checkpoint import FitStore
+from delta.training.cloud_stage import CloudStage, Stage2, train_cloud_stage
 from delta.training.config import TrainConfig
-from delta.training.controls import Controls, accuracy, measure_controls
+from delta.training.controls import Controls, accuracy, beats, measure_controls
 from delta.training.fit import Progress
 from delta.training.main_only import MainOnly, train_main_only
 from delta.training.private_stage import Labelled, PrivateStage, train_private_stage
 
-__all__ = ["Connect", "DemoResult", "Launch", "Row", "fingerprint", "run_demo"]
+__all__ = ["Connect", "DemoResult", "Launch", "Row", "run_demo"]
 
 
 class _Client(Protocol):
@@ -110,18 +109,6 @@ class DemoResult:
     private_macs: int
 
 
-def beats(gain: int, loss: int) -> bool:
-    """McNemar's test at 5 %, two-sided: of the records that one of two models gets right, `gain` and `loss`."""
-    return gain + loss > 0 and (gain - loss) / (gain + loss) ** 0.5 > 1.96
-
-
-def fingerprint(data: Dataset) -> str:
-    """SHA-256 in hex of images and labels."""
-    digest = hashlib.sha256(data.images.contiguous().numpy().tobytes())
-    digest.update(data.labels.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def run_demo(
     data: DataSplits,
     settings: DemoSettings,
@@ -151,12 +138,12 @@ def run_demo(
             example=torch.zeros(2, channels, height, width),
             arguments=architecture_arguments,
         )
-    cache = WeightCache(
+    store = FitStore(
         out / "cache",
-        {"data": fingerprint(data.train), "model": architecture_arguments, "delta": delta.__version__},
+        {"data": data.train.fingerprint(), "model": architecture_arguments, "delta": delta.__version__},
     )
     configs = settings.rows(channels)
-    private = train_private_stage(parts, data.train, configs["main"], progress=progress, cache=cache)
+    private = train_private_stage(parts, data.train, configs["main"], progress=progress, store=store)
     test = Labelled.of(data.test, private.input)
 
     stages: dict[str, CloudStage] = {}
@@ -165,11 +152,15 @@ def run_demo(
     folders: dict[str, Path] = {}
     for name, config in configs.items():
         stage = train_cloud_stage(
-            private, config, progress=progress, label=f"cloud model, row {name}", cache=cache
+            private,
+            config,
+            where=Stage2(folder=out / "cache", store=store),
+            progress=progress,
+            label=f"cloud model, row {name}",
         )
         controls[name] = measure_controls(
             private, stage, test, config, key=NoiseKey.generate(), noiseless=stages.get("main")
-        )
+        ).controls
         stages[name] = stage
         bundles[name] = assemble_bundle(
             private,
@@ -185,7 +176,7 @@ def run_demo(
 
     private_macs = bundles["main"].facts.private_macs
     main_only = train_main_only(
-        private, configs["main"], test, private_macs=private_macs, progress=progress, cache=cache
+        private, configs["main"], test, private_macs=private_macs, progress=progress, store=store
     )
     rows: dict[str, Row] = {}
     cores = torch.get_num_threads()

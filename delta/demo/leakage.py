@@ -14,9 +14,10 @@ from delta.release.bounding import normalise
 from delta.release.message import message_of
 from delta.release.noise import NoiseKey
 from delta.release.packing import unpack_bits
-from delta.training.cloud_stage import CloudStage, release_records
+from delta.training.cloud_stage import CloudStage
 from delta.training.fit import Progress
 from delta.training.private_stage import Labelled
+from delta.training.uploads import release_records
 
 _DECODER_EPOCHS = 5
 """Few enough that two idle cores finish them before time is up, so that the figure does not depend on the clock."""

@@ -34,7 +34,7 @@ class Adapter(nn.Module):
 
 
 class CloudModel(nn.Module):
-    """M_res: packed bits in, logits out."""
+    """M_res: packed bits in, logits out; while it trains, bits as ±1 too."""
 
     def __init__(
         self, body: nn.Module, *, message_shape: tuple[int, int, int], ir_shape: tuple[int, int, int]
@@ -63,7 +63,12 @@ class CloudModel(nn.Module):
         self.body = body
 
     def forward(self, payload: Tensor) -> Tensor:
-        """Packed bits, uint8 `[n, B]` with B = ⌈k·h_m·w_m/8⌉ → logits `[n, classes]`."""
+        """Packed bits, uint8 `[n, B]` with B = ⌈k·h_m·w_m/8⌉ → logits `[n, classes]`.
+
+        Floating bits as ±1, `[n, k, h_m, w_m]`, are taken as they are: augmented views have zeros among them.
+        """
+        if payload.is_floating_point():
+            return self.forward_bits(payload)
         bits = unpack_bits(payload, self.message_shape)
         return self.forward_bits(bits.to(self.adapter.conv.weight.dtype).mul_(2).sub_(1))
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +14,7 @@ from torch import nn
 
 from delta.bundle.manifest import Architecture
 from delta.errors import DeltaError, ModelError
+from delta.importing import import_callable, main_stem, one_line
 from delta.models.resnet import resnet18, resnet34, resnet_small
 
 __all__ = ["OURS", "build_target", "full_target", "infer_target", "same_tensors"]
@@ -77,54 +73,18 @@ def build_target(
             f"if you trust its code, give --allow {target}"
         )
     else:
-        build = _import_callable(target)
+        build = import_callable(target, error=ModelError)
     try:
         model = build(**dict(arguments or {}))
     except DeltaError:
         raise
     except Exception as error:
-        raise ModelError(f"target {target!r} failed: {_line(error)}; check its arguments") from error
+        raise ModelError(f"target {target!r} failed: {one_line(error)}; check its arguments") from error
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"target {target!r} returned {type(model).__name__}; it must return a torch.nn.Module"
         )
     return model
-
-
-def _import_callable(target: str) -> Callable[..., Any]:
-    module_name, _, name = target.partition(":")
-    try:
-        module = _import_module(module_name)
-    except Exception as error:
-        raise ModelError(
-            f"target {target!r}: module {module_name!r} cannot be imported ({_line(error)}); "
-            "install it, or run from the folder that holds it"
-        ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=3)
-        hint = (
-            f"; did you mean {', '.join(near)}?" if near else f"; name a function or class of {module_name}"
-        )
-        raise ModelError(f"target {target!r}: module {module_name!r} has no callable {name!r}{hint}")
-    build: Callable[..., Any] = found
-    return build
-
-
-def _import_module(name: str) -> ModuleType:
-    main = sys.modules.get("__main__")
-    if main is not None and _main_stem() == name:
-        return main  # importing the running script again would run it twice
-    folder = os.getcwd()
-    top = name.partition(".")[0]
-    if top in sys.modules or find_spec(top) is not None or folder in sys.path:
-        return importlib.import_module(name)
-    # An installed command has no current folder on its path, and that is where a user's model.py lies.
-    sys.path.append(folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
 
 
 def infer_target(model: nn.Module) -> Architecture | None:
@@ -155,16 +115,11 @@ def _claimed_target(model: nn.Module) -> tuple[str, dict[str, Any]]:
     if isinstance(target, str) and target in OURS and isinstance(arguments, dict):
         return target, arguments
     cls = type(model)
-    module = _main_stem() if cls.__module__ == "__main__" else cls.__module__
+    module = main_stem() if cls.__module__ == "__main__" else cls.__module__
     owner = sys.modules.get(cls.__module__)
     target = f"{module}:{cls.__name__}"
     importable = getattr(owner, cls.__name__, None) is cls and not cls.__module__.startswith("torch.")
     return (target if module and importable and _PATTERN.fullmatch(target) else ""), {}
-
-
-def _main_stem() -> str:
-    path = getattr(sys.modules.get("__main__"), "__file__", None)
-    return Path(path).stem if path else ""
 
 
 def _build_quietly(build: Callable[..., Any], arguments: Mapping[str, Any]) -> object:
@@ -182,8 +137,3 @@ def same_tensors(model: nn.Module, twin: nn.Module) -> bool:
     own = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
     other = {name: (t.shape, t.dtype) for name, t in twin.state_dict().items()}
     return own == other
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, Protocol
@@ -19,7 +19,7 @@ from delta.errors import BudgetExceededError, PrivacyParameterError
 from delta.privacy.accountant import root, squared_mu
 from delta.privacy.events import GaussianRelease, NonPrivateRelease, RandomizedResponseLabel
 
-__all__ = ["UNLIMITED", "Budget", "Debit", "InMemoryLedger", "Ledger", "Spent"]
+__all__ = ["UNLIMITED", "Budget", "Debit", "InMemoryLedger", "Ledger", "Spent", "checked_budget"]
 
 UNLIMITED: Literal["unlimited"] = "unlimited"
 Budget = float | Literal["unlimited"]
@@ -143,18 +143,27 @@ class InMemoryLedger:
     Args:
         budget: the largest joint μ of any one subject, or `unlimited`; `noise: none` needs `unlimited`.
         entries: of an earlier ledger, replayed first; what is already spent is never refused.
+        keep: called with the new entries of each later batch before they count; where it raises, nothing is
+            entered.
 
     Raises:
         PrivacyParameterError: the budget is not a number above 0, or the entries contradict each other.
     """
 
-    def __init__(self, *, budget: Budget, entries: Iterable[Debit] = ()) -> None:
-        self._budget = _checked(budget)
+    def __init__(
+        self,
+        *,
+        budget: Budget,
+        entries: Iterable[Debit] = (),
+        keep: Callable[[Sequence[Debit]], None] | None = None,
+    ) -> None:
+        self._budget = checked_budget(budget)
         # The slack covers the rounding of a budget that was itself computed, such as μ√2.
         self._limit = None if self._budget == UNLIMITED else Fraction(self._budget) ** 2 * (1 + _SLACK)
         self._entries: dict[tuple[str, str], Debit] = {}
         self._accounts: dict[str, _Account] = {}
         self._lock = threading.Lock()
+        self._keep = keep
         self._enter(self._plan(entries))
 
     @property
@@ -168,8 +177,19 @@ class InMemoryLedger:
             plan = self._plan(debits)
             for subject, account in plan.accounts.items():
                 self._refuse_overdraft(subject, account)
-            self._enter(plan)
-            return len(plan.entries)
+            return self._keep_and_enter(plan)
+
+    def replay(self, entries: Iterable[Debit]) -> int:
+        """Enter what has been sent already: whole or not at all, and never refused for the budget.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            PrivacyParameterError: the entries contradict each other or what is entered.
+        """
+        with self._lock:
+            return self._keep_and_enter(self._plan(entries))
 
     def spent(self, subject: str) -> Spent:
         """What a subject has spent; zeros for an unknown one."""
@@ -220,12 +240,23 @@ class InMemoryLedger:
             f"make it {root(account.joint):.4g}; send fewer records of it, add noise, or raise the budget"
         )
 
+    def _keep_and_enter(self, plan: _Plan) -> int:
+        if plan.entries and self._keep is not None:
+            self._keep(tuple(plan.entries.values()))
+        self._enter(plan)
+        return len(plan.entries)
+
     def _enter(self, plan: _Plan) -> None:
         self._entries.update(plan.entries)
         self._accounts.update(plan.accounts)
 
 
-def _checked(budget: Budget) -> Budget:
+def checked_budget(budget: Budget) -> Budget:
+    """The budget itself.
+
+    Raises:
+        PrivacyParameterError: it is neither `unlimited` nor a finite μ above 0.
+    """
     if budget == UNLIMITED:
         return UNLIMITED
     if isinstance(budget, (bool, str)) or not 0.0 < budget < math.inf:

@@ -5,7 +5,8 @@ again averages nothing away; another record id, content, release configuration, 
 independent ones. The guarantee is computational and lasts as long as the key is secret.
 
     noise key ─HMAC─▶ subject key ─HMAC─▶ release key ─AES-256-CTR─▶ 64-bit integers, little-endian
-        └─────HMAC─▶ release id, under a domain of its own
+        ├─────HMAC─▶ release id, under a domain of its own
+        └─────HMAC─▶ place in an upload, likewise
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hmac
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = ["NoiseKey"]
 
 _SIZE = 32
 _SUBJECT, _RELEASE, _NAME = "delta/subject/v1", "delta/release/v1", "delta/release-id/v1"
+_ORDER = "delta/upload-order/v1"
 
 
 class NoiseKey:
@@ -140,6 +143,14 @@ class NoiseKey:
     def release_id(self, identity: ReleaseIdentity) -> ReleaseId:
         """The opaque name under which memo and ledger know the release."""
         return ReleaseId(_mac(self._secret, _NAME, identity.subject, *_what(identity)).hex())
+
+    def order(self, names: Sequence[str]) -> list[int]:
+        """A keyed permutation: the positions of `names` in the order of upload.
+
+        It depends on the key and on the set of names, not on the order in which they are given: neither a data
+        set's order nor what a name looks like can carry a class to the cloud.
+        """
+        return sorted(range(len(names)), key=lambda i: _mac(self._secret, _ORDER, names[i]))
 
 
 def _what(identity: ReleaseIdentity) -> tuple[str | bytes, ...]:

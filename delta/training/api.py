@@ -14,11 +14,12 @@ from delta.errors import ConfigError
 from delta.models.splitting import Parts
 from delta.release.noise import NoiseKey
 from delta.training.assemble import assemble_bundle
-from delta.training.cloud_stage import architecture_of, message_map, train_cloud_stage
+from delta.training.cloud_stage import train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import measure_controls
 from delta.training.fit import Progress, quiet
 from delta.training.private_stage import Labelled, train_private_stage
+from delta.training.release_stage import architecture_of, message_map
 
 __all__ = ["lineage_of", "train"]
 
@@ -54,14 +55,14 @@ def train(
     stage = train_private_stage(parts, data.train, chosen, progress=progress)
     cloud = train_cloud_stage(stage, chosen, progress=progress)
     test = Labelled.of(data.test, stage.input)
-    controls = measure_controls(stage, cloud, test, chosen, key=NoiseKey.generate(), progress=progress)
+    measured = measure_controls(stage, cloud, test, chosen, key=NoiseKey.generate(), progress=progress)
     return assemble_bundle(
         stage,
         cloud,
         chosen,
         class_names=tuple(data.train.class_names),
         lineage=lineage_of(chosen, data.train),
-        figures=vars(controls),
+        figures=vars(measured.controls),
     )
 
 

@@ -10,9 +10,10 @@ from delta.methods.delta.parts import PrivateParts
 from delta.models.macs import count_macs, decomposition_macs
 from delta.models.private_path import private_peak
 from delta.release.config import ReleaseConfig
-from delta.training.cloud_stage import CloudStage, architecture_of
+from delta.training.cloud_stage import CloudStage
 from delta.training.config import TrainConfig
 from delta.training.private_stage import PrivateStage
+from delta.training.release_stage import architecture_of
 
 __all__ = ["assemble_bundle"]
 
@@ -49,7 +50,8 @@ def assemble_bundle(
         architecture=architecture_of(stage.split),
         release=release,
         logit_bound=config.logit_bound,
-        labels="disclosed",
+        labels=config.labels.kind,
+        label_epsilon=config.labels.epsilon,
         lineage=lineage,
         cloud_weights_hash=weights_hash(cloud),
     )

@@ -82,14 +82,17 @@ class TrainingCloud(Protocol):
     specification is no error and changes nothing, with another one is a `CloudMismatchError`; what is another
     tenant's looks exactly as if it were not there (`CloudDeniedError`); failures are `CloudError` or
     `RequestError`; an upload goes on where the acknowledged prefix ends.
-
-    Attributes:
-        bytes_up: serialised messages sent so far, bytes.
-        bytes_down: serialised messages received so far, bytes.
     """
 
-    bytes_up: int
-    bytes_down: int
+    @property
+    def bytes_up(self) -> int:
+        """Serialised messages sent so far, bytes."""
+        ...
+
+    @property
+    def bytes_down(self) -> int:
+        """Serialised messages received so far, bytes."""
+        ...
 
     def create(self, dataset: str, spec: DatasetSpec) -> int:
         """Make a data set, or find it again; returns how many of its releases are stored for good."""

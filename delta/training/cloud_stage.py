@@ -1,49 +1,39 @@
-"""Stage 2: each record is released once, the cloud model learns from the stored bits and declared labels."""
+"""Stage 2: every record is released once; a cloud trains on the bits; fusion is fitted on held-out records."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from delta.bundle.manifest import Architecture
-from delta.errors import ConfigError
-from delta.methods.delta.cloud import build_cloud_model
-from delta.methods.delta.fusion import fuse
+from delta.config import canonical_hash
+from delta.errors import BudgetExceededError, CloudAnswerError, CloudTrainingError, CloudUnavailableError
+from delta.methods.delta.fusion import check_answer, fuse
 from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
-from delta.models.splitting import Parts
-from delta.release.components import component_hash, computation_hash
-from delta.release.config import (
-    BasisConfig,
-    Bounding,
-    Component,
-    CropConfig,
-    MessageConfig,
-    Provenance,
-    ReleaseConfig,
-)
-from delta.release.ids import RecordIds
-from delta.release.message import MessageMap
+from delta.privacy.ledger import InMemoryLedger, Ledger
+from delta.release.config import ReleaseConfig
 from delta.release.noise import NoiseKey
-from delta.release.releaser import Releaser
-from delta.training.cache import WeightCache
+from delta.training.checkpoint import FitStore
+from delta.training.cloud import TrainingCloud, UploadChunk
+from delta.training.cloud_trainer import job_model
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, fit, logits_of, placed, quiet
+from delta.training.fit import Progress, logits_of, quiet
 from delta.training.fusion import fit_alpha
-from delta.training.private_stage import Labelled, PrivateStage
+from delta.training.inprocess import InProcessTrainingCloud
+from delta.training.interactive import train_interactively
+from delta.training.private_stage import PrivateStage
+from delta.training.release_stage import architecture_of, build_release
+from delta.training.spec import DatasetSpec, JobSpec
+from delta.training.uploads import Uploads, make_uploads
 
-__all__ = [
-    "CloudStage",
-    "Fusion",
-    "architecture_of",
-    "build_release",
-    "fit_fusion",
-    "message_map",
-    "release_records",
-    "train_cloud_stage",
-]
+__all__ = ["CloudStage", "Fusion", "Stage2", "fit_fusion", "train_cloud_stage"]
+
+_ATTEMPTS = 6  # of an upload that is cut again and again without a single record more
 
 
 @dataclass(frozen=True)
@@ -66,12 +56,18 @@ class CloudStage:
     """What stage 2 leaves: the release, the cloud model trained on it, and the fusion.
 
     Attributes:
-        private: modules of the private side, message map included.
+        private: modules of the private side, message map included; the main model as interactive training left it.
         release: the release configuration.
-        cloud: M_res, trained on releases alone.
+        cloud: M_res, trained on releases alone: the cloud's weights, checked, on the CPU.
         fusion: fitted on the held-out records.
-        held_out_bits: their releases, `[n, B]`: fitting α sent them to the cloud.
-        releases: how many records were released.
+        held_out_bits: their releases, `[n, B]`, in the order of the held-out records.
+        releases: how many releases the cloud got, held-out ones and further views included.
+        debited: how many of them the ledger had not entered before.
+        bytes_up: serialised messages of the whole training, bytes.
+        bytes_down: likewise, from the cloud.
+        bad_answers: exchanges of interactive training whose answer was not fit to use.
+        job: data set and job, by the names under which the cloud knows them.
+        seconds: of releasing, of uploading and of the cloud's training.
     """
 
     private: PrivateParts
@@ -80,86 +76,37 @@ class CloudStage:
     fusion: Fusion
     held_out_bits: Tensor
     releases: int
+    debited: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bad_answers: int = 0
+    job: tuple[str, str] = ("", "")
+    seconds: dict[str, float] = field(default_factory=dict)
 
-
-def architecture_of(parts: Parts) -> Architecture:
-    """How the cloud builds the model.
-
-    Raises:
-        ConfigError: that is not known.
-    """
-    if parts.architecture is None:
-        raise ConfigError(
-            "the cloud cannot rebuild this model: its class is not importable without arguments; "
-            'pass target="package.module:build" to delta.split'
+    @torch.inference_mode()
+    def main_logits(self, x: Tensor) -> Tensor:
+        """z_main of preprocessed records, as this stage left the main model: `[n, classes]`."""
+        parts = self.private
+        return logits_of(
+            lambda part: parts.main(parts.decomposer.main_input(parts.decomposer(parts.backbone(part)))), x
         )
-    return parts.architecture
 
 
-def message_map(config: TrainConfig, parts: Parts) -> MessageMap:
-    """The message map of a run.
+@dataclass(frozen=True)
+class Stage2:
+    """Where stage 2 runs, and what it keeps.
 
-    Raises:
-        ConfigError: k does not fit the offloaded stream's channels.
+    Attributes:
+        cloud: that trains; none for one in this process.
+        ledger: debited before anything is sent.
+        folder: where released bytes are stored, so that a run that was cut sends the same; none for nowhere.
+        store: checkpoints of the private side, and of a cloud in this process.
     """
-    residual = config.offload == "residual"
-    kind = config.message or ("channel-mean" if residual else "all-channels")
-    return MessageMap(
-        kind, channels=parts.ir_shape[0] if residual else config.rank_of(parts.ir_shape[0]), k=config.channels
-    )
 
-
-def build_release(stage: PrivateStage, config: TrainConfig) -> tuple[ReleaseConfig, PrivateParts]:
-    """The release configuration of a run, and the private modules that carry it out."""
-    stream = stage.split.ir_shape if config.offload == "residual" else stage.decomposer.principal_shape
-    message = message_map(config, stage.split)
-    bounding = Bounding()
-    release = ReleaseConfig(
-        input=stage.input,
-        ir_shape=stage.split.ir_shape,
-        backbone=Component(hash=computation_hash(stage.backbone), provenance=stage.backbone_provenance),
-        basis=BasisConfig(
-            kind=config.basis,
-            rank=stage.decomposer.rank,
-            algorithm=config.algorithm,
-            component=Component(
-                hash=component_hash(stage.decomposer.state_dict()), provenance=stage.basis_provenance
-            ),
-        ),
-        crop=CropConfig(block=stage.decomposer.block, keep=stage.decomposer.keep),
-        offload=config.offload,
-        message=MessageConfig(
-            map=message.kind,
-            shape=(message.k, *stream[1:]),
-            component=Component(
-                hash=component_hash(message.state_dict()),
-                provenance=Provenance(kind="data-independent", note=f"a fixed {message.kind} map"),
-            ),
-        ),
-        bounding=bounding,
-        sigma=config.sigma(clip_norm=bounding.clip_norm),
-    )
-    return release, PrivateParts(stage.backbone, stage.decomposer, message, stage.main).eval()
-
-
-def release_records(
-    parts: PrivateParts, release: ReleaseConfig, records: Labelled, *, key: NoiseKey, batch: int = 256
-) -> Tensor:
-    """Release each record once: packed bits `[n, B]`, stored and never drawn again."""
-    releaser = Releaser(
-        release,
-        backbone=parts.backbone,
-        decomposer=parts.decomposer,
-        message=parts.message,
-        key=key,
-        memo=None,
-    )
-    payloads = []
-    for start in range(0, len(records.y), batch):
-        stop = start + batch
-        ids = RecordIds(records=records.ids[start:stop], subjects=records.subjects[start:stop])
-        payloads.append(releaser.release(records.x[start:stop], ids).payload)
-    return torch.cat(payloads)
+    cloud: TrainingCloud | None = None
+    ledger: Ledger = field(default_factory=lambda: InMemoryLedger(budget="unlimited"))
+    folder: Path | None = None
+    store: FitStore | None = None
 
 
 def fit_fusion(config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor) -> Fusion:
@@ -174,57 +121,234 @@ def train_cloud_stage(
     stage: PrivateStage,
     config: TrainConfig,
     *,
+    where: Stage2 | None = None,
     key: NoiseKey | None = None,
     progress: Progress = quiet,
     label: str = "cloud model",
-    cache: WeightCache | None = None,
 ) -> CloudStage:
-    """Run stage 2 in this process, the cloud model on its own loss.
+    """Run stage 2: release, debit, upload or exchange, train in the cloud, fetch, fit the fusion.
 
     Args:
         stage: stage 1.
         config: the release and the fit.
+        where: the cloud, the ledger and the folder; none for a cloud in this process and nothing kept.
         key: noise key of the training uploads; a fresh one is drawn, and erased once they are stored.
         progress: told after every step.
         label: the name it is told.
-        cache: where trained weights are taken from and kept.
 
     Raises:
         ConfigError: the cloud could not rebuild the model.
+        BudgetExceededError: a subject's budget is too small for its records; nothing was sent.
+        CloudError: the cloud failed; what is stored here and there stays, and the same call goes on from it.
     """
+    where = where or Stage2()
     architecture = architecture_of(stage.split)
     release, parts = build_release(stage, config)
-    key = key or NoiseKey.generate()
-    bits = release_records(parts, release, stage.fit, key=key)
-    held_out_bits = release_records(parts, release, stage.held_out, key=key)
-    device = torch.device(config.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed + 2)
-        cloud = build_cloud_model(architecture, release, allowed={architecture.target})
-    placed(cloud, device)
-    settings = {"config": config.model_dump(mode="json", exclude={"name"}), "release": release.release_hash}
-    if cache is None or not cache.restore("cloud", settings, cloud):
-        stored, labels = bits.to(device), stage.fit.y.to(device)
-        fit(
-            cloud,
-            lambda index: cloud(stored[index]),
-            lambda logits, index: nn.functional.cross_entropy(logits, labels[index], label_smoothing=0.1),
-            records=len(labels),
-            config=config.cloud_fit,
-            generator=torch.Generator().manual_seed(config.seed + 2),
+    started = time.perf_counter()
+    uploads = _uploads(stage, config, release, parts, where=where, key=key)
+    subjects = (*stage.fit.subjects, *stage.held_out.subjects)
+    released = time.perf_counter()
+    try:
+        debited = where.ledger.debit(uploads.debits(release=release, labels=config.labels, subjects=subjects))
+    except BudgetExceededError as error:
+        raise BudgetExceededError(
+            f"the budget is too small for the data set, and nothing was sent: {error}"
+        ) from None
+    cloud = where.cloud or InProcessTrainingCloud(
+        device=config.device,
+        allowed={architecture.target},
+        store=where.store,
+        progress=_labelled(progress, label),
+    )
+    classes = stage.split.classes
+    dataset = DatasetSpec(release=release, classes=classes, records=len(uploads), labels=config.labels)
+    job = JobSpec(
+        architecture=architecture,
+        fit=config.cloud_fit,
+        augment=config.cloud_augment,
+        precision=config.precision,
+        seed=config.seed + 2,
+    )
+    before = (cloud.bytes_up, cloud.bytes_down)
+    bad_answers = 0
+    if config.mode == "one-shot":
+        names = _names(uploads, dataset, job)
+        told = progress if where.cloud is not None else quiet  # a cloud in this process tells by itself
+        _upload(cloud, names[0], dataset, uploads, progress=told, label=f"upload, {label}")
+        uploaded = time.perf_counter()
+        cloud.start(*names, job)
+        _wait(cloud, names, progress=told, label=label)
+        rows = _checked(cloud.held_out_logits(*names), int(uploads.releases.held_out.sum()), classes)
+        z_cloud = uploads.held_out_rows(rows, fit_records=len(stage.fit.y))
+    else:
+        uploaded = released
+        outcome = train_interactively(
+            stage,
+            config,
+            uploads,
+            dataset,
+            job,
+            parts=parts,
+            cloud=cloud,
+            names=lambda spec: _names(uploads, dataset, spec),
+            store=where.store,
             progress=progress,
-            stage=label,
+            label=label,
         )
-        if cache is not None:
-            cache.keep("cloud", settings, cloud)
-    cloud.eval()
-    z_cloud = logits_of(lambda part: cloud(part.to(device)), held_out_bits)
-    fusion = fit_fusion(config, stage.main_logits(stage.held_out.x), z_cloud, stage.held_out.y)
-    return CloudStage(
+        names, z_cloud, bad_answers, parts = (
+            outcome.names,
+            outcome.held_out,
+            outcome.bad_answers,
+            outcome.parts,
+        )
+    model = _fetched(cloud.fetch(*names), job_model(dataset, job, allowed={architecture.target}))
+    ended = time.perf_counter()
+    held_out_bits = torch.empty(len(stage.held_out.y), release.payload_bytes, dtype=torch.uint8)
+    places = uploads.origin[uploads.releases.held_out] - len(stage.fit.y)
+    held_out_bits[places] = uploads.releases.bits[uploads.releases.held_out]
+    result = CloudStage(
         private=parts,
         release=release,
-        cloud=cloud.cpu().eval(),
-        fusion=fusion,
+        cloud=model,
+        fusion=Fusion(config.fusion, 1.0, config.alpha_max, config.logit_bound),
         held_out_bits=held_out_bits,
-        releases=len(bits) + len(held_out_bits),
+        releases=len(uploads),
+        debited=debited,
+        bytes_up=cloud.bytes_up - before[0],
+        bytes_down=cloud.bytes_down - before[1],
+        bad_answers=bad_answers,
+        job=names,
+        seconds={"release": released - started, "upload": uploaded - released, "cloud": ended - uploaded},
     )
+    fusion = fit_fusion(config, result.main_logits(stage.held_out.x), z_cloud, stage.held_out.y)
+    return replace(result, fusion=fusion)
+
+
+def _uploads(
+    stage: PrivateStage,
+    config: TrainConfig,
+    release: ReleaseConfig,
+    parts: PrivateParts,
+    *,
+    where: Stage2,
+    key: NoiseKey | None,
+) -> Uploads:
+    """The stored releases, or new ones; the key is kept until they are stored, and then erased."""
+    path = key_path = None
+    if where.folder is not None:
+        what = {
+            "release": release.release_hash,
+            "labels": config.labels.model_dump(mode="json"),
+            "views": [config.views, config.augment if config.views > 1 else "none", config.seed],
+            "records": [list(stage.fit.ids), list(stage.held_out.ids)],
+        }
+        name = canonical_hash(what)[:16]
+        path = where.folder / f"releases-{name}.safetensors"
+        key_path = where.folder / f"releases-{name}.key"
+        stored = Uploads.load(path)
+        if stored is not None:
+            key_path.unlink(missing_ok=True)
+            return stored
+        if key is None:
+            key_path.parent.mkdir(parents=True, exist_ok=True)
+            if not key_path.exists():
+                NoiseKey.generate().save(key_path)
+            key = NoiseKey.load(key_path)
+    uploads = make_uploads(
+        parts,
+        release,
+        fit=stage.fit,
+        held_out=stage.held_out,
+        classes=stage.split.classes,
+        labels=config.labels,
+        key=key or NoiseKey.generate(),
+        views=config.views,
+        augment=config.augment,
+        seed=config.seed,
+        device=torch.device(config.device),
+    )
+    if path is not None and key_path is not None:
+        uploads.save(path)
+        key_path.unlink(missing_ok=True)
+    return uploads
+
+
+def _names(uploads: Uploads, dataset: DatasetSpec, job: JobSpec) -> tuple[str, str]:
+    """Names of data set and job: functions of what the cloud gets anyway, so that a run finds its own again."""
+    first = canonical_hash([uploads.digest(), dataset.model_dump(mode="json"), job.steps is not None])
+    return first[:32], canonical_hash([first, job.model_dump(mode="json")])[:32]
+
+
+def _upload(
+    cloud: TrainingCloud,
+    name: str,
+    dataset: DatasetSpec,
+    uploads: Uploads,
+    *,
+    progress: Progress,
+    label: str,
+) -> None:
+    """Upload what the cloud has not acknowledged; a cut goes on from there, until it gets no further."""
+    stored, attempts = cloud.create(name, dataset), 0
+    while stored < len(uploads):
+        before = stored
+        try:
+            stored = cloud.upload(name, _told(uploads, stored, progress, label))
+        except CloudUnavailableError as error:
+            reason = error
+            stored = cloud.create(name, dataset)
+        else:
+            reason = CloudUnavailableError("the cloud acknowledged less than was sent")
+        attempts = 0 if stored > before else attempts + 1
+        if attempts >= _ATTEMPTS:
+            raise CloudUnavailableError(
+                f"the upload got no further than {stored} of {len(uploads)} releases: {reason}; run again to go on"
+            )
+    progress(label, len(uploads), len(uploads))
+
+
+def _told(uploads: Uploads, start: int, progress: Progress, label: str) -> Iterator[UploadChunk]:
+    for chunk in uploads.chunks(start=start):
+        progress(label, chunk.first, len(uploads))
+        yield chunk
+
+
+def _wait(cloud: TrainingCloud, names: tuple[str, str], *, progress: Progress, label: str) -> None:
+    """Watch a job to its end.
+
+    Raises:
+        CloudTrainingError: it failed or was cancelled.
+    """
+    state = None
+    for state in cloud.watch(*names):
+        if state.steps:
+            progress(label, min(state.step, state.steps), state.steps)
+    if state is None or state.state != "done":
+        what = "ended without a word" if state is None else state.state
+        why = f": {state.message}" if state is not None and state.message else ""
+        raise CloudTrainingError(f"the training in the cloud {what}{why}")
+
+
+def _checked(logits: Tensor, records: int, classes: int) -> Tensor:
+    return check_answer(logits, records=records, classes=classes)
+
+
+def _fetched(weights: dict[str, Tensor], model: CloudModel) -> CloudModel:
+    """The cloud's weights in a model built here: names, shapes, types and finiteness are checked (I4).
+
+    Raises:
+        CloudAnswerError: they are not this model's.
+    """
+    own = model.state_dict()
+    if {n: (t.shape, t.dtype) for n, t in weights.items()} != {n: (t.shape, t.dtype) for n, t in own.items()}:
+        raise CloudAnswerError(
+            "the cloud's weights are not those of the declared model: names or shapes differ"
+        )
+    if not all(bool(torch.isfinite(t).all()) for t in weights.values()):
+        raise CloudAnswerError("the cloud's weights are not finite")
+    model.load_state_dict(weights)
+    return model.cpu().eval()
+
+
+def _labelled(progress: Progress, label: str) -> Callable[[str, int, int], None]:
+    return lambda _, done, total: progress(label, done, total)

@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from delta.config import Strict
 from delta.errors import ConfigError
+from delta.privacy.budget import BudgetConfig, budget_of
 from delta.privacy.gaussian import sigma_for
+from delta.privacy.ledger import UNLIMITED, Budget
+from delta.release.config import Bounding, Provenance
 
 __all__ = [
     "Augmentation",
@@ -45,6 +48,11 @@ class LabelConfig(Strict):
     kind: Literal["disclosed", "randomized-response"] = "disclosed"
     epsilon: float | None = Field(default=None, gt=0, le=700)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_word_will_do(cls, value: Any) -> Any:  # noqa: ANN401
+        return {"kind": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _only_randomized_response_has_an_epsilon(self) -> Self:
         if (self.kind == "randomized-response") != (self.epsilon is not None):
@@ -65,16 +73,25 @@ class MainConfig(Strict):
     """The main model: the authors' layout, or the largest light one within a MAC budget.
 
     Without a budget, `light` takes a hundredth of the whole model's MACs.
+
+    Attributes:
+        layout: `authors` or `light`.
+        max_macs: budget of a light main model alone, MACs a record.
+        private_macs: instead, budget of the whole private path: backbone, decomposition, release and main model.
+        distil: whether the whole model is its teacher.
     """
 
     layout: Literal["authors", "light"] = "light"
     max_macs: int | None = Field(default=None, ge=1)
+    private_macs: int | None = Field(default=None, ge=1)
     distil: bool = True
 
     @model_validator(mode="after")
     def _only_light_has_a_budget(self) -> Self:
-        if self.layout == "authors" and self.max_macs is not None:
-            raise ValueError("layout 'authors' takes no max_macs: its size follows from the rank")
+        if self.layout == "authors" and (self.max_macs or self.private_macs) is not None:
+            raise ValueError("layout 'authors' takes no budget in MACs: its size follows from the rank")
+        if self.max_macs is not None and self.private_macs is not None:
+            raise ValueError("give max_macs of the main model, or private_macs of the whole path, not both")
         return self
 
 
@@ -93,16 +110,30 @@ class TrainConfig(Strict):
         offload: the stream that feeds the release.
         message: message map; none is the channel mean for `residual`, all channels for `principal`.
         channels: k of a projection.
+        bounding: how a message's norm is bounded; the default normalises to C = 1, and nothing is fitted.
         backbone: `model`: the layers before the split point; `fixed`: a data-independent stem.
+        tune_backbone: whether M_main's fit trains a copy of the backbone with it, as the paper does; frozen before
+            the first release like any other.
+        backbone_provenance: of a model that comes trained (`whole: null`): where its weights are from.
         whole: fit of the whole private model, also the teacher; none if it comes trained.
         main: main model and its size.
         main_fit: fit of the main model (and of nothing else: the backbone is frozen).
         cloud_fit: fit of the cloud model on the stored releases.
+        cloud_augment: shifts and mirrors of the stored bits, in the cloud.
+        mode: `one-shot`: each record is released once, and the cloud trains by itself; `interactive`: the paper's
+            exchange of a batch's bits for its logits, M_main learning on the merged loss.
+        merged_learning_rate: of M_main in interactive mode.
+        labels: how training labels reach the cloud.
+        views: releases of each training record; each further one is of an augmented image and a release of its own.
         fusion: `calibrated` or the paper's `sum`.
         alpha_max: largest α that calibration may give.
         logit_bound: B.
         held_out: share of the training records kept from both models, on which α is fitted.
-        augment: shifts and mirrors (`flip`) of the private models' training images, never of a release.
+        augment: shifts and mirrors (`flip`) of the private models' training images, and of further views.
+        orthogonality: weight of the penalty on convolutions that are not orthogonal, in stage 1.
+        precision: of every fit's arithmetic.
+        budget: the largest μ, or (ε, δ), that any one subject's releases may add up to; `noise: none` needs
+            `unlimited`.
         device: `cpu` or `cuda`.
     """
 
@@ -117,22 +148,55 @@ class TrainConfig(Strict):
     offload: Literal["residual", "principal"] = "residual"
     message: Literal["channel-mean", "projection", "all-channels"] | None = None
     channels: int | None = Field(default=None, ge=1)
+    bounding: Bounding = Bounding()
     backbone: Literal["model", "fixed"] = "model"
+    tune_backbone: bool = False
+    backbone_provenance: Provenance | None = None
     whole: FitConfig | None = FitConfig(epochs=8)
     main: MainConfig = MainConfig()
     main_fit: FitConfig = FitConfig(epochs=10)
     cloud_fit: FitConfig = FitConfig(epochs=8)
+    cloud_augment: Augmentation = "none"
+    mode: Literal["one-shot", "interactive"] = "one-shot"
+    merged_learning_rate: float = Field(default=1e-3, gt=0)
+    labels: LabelConfig = LabelConfig()
+    views: int = Field(default=1, ge=1, le=64)
     fusion: Literal["calibrated", "sum"] = "calibrated"
     alpha_max: float = Field(default=4.0, gt=0)
     logit_bound: float = Field(default=20.0, gt=0)
     held_out: float = Field(default=0.1, gt=0, lt=0.5)
     augment: Augmentation = "none"
+    orthogonality: float = Field(default=0.0, ge=0)
+    precision: Precision = "float32"
+    budget: Literal["unlimited"] | BudgetConfig = UNLIMITED
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
     @model_validator(mode="after")
     def _only_a_projection_has_channels(self) -> Self:
         if (self.message == "projection") != (self.channels is not None):
             raise ValueError("message 'projection' needs channels (k), and no other message map takes them")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.noise == "none" and self.budget != UNLIMITED:
+            raise ValueError(
+                "noise 'none' spends without bound: it needs budget: unlimited, or give noise an epsilon"
+            )
+        if self.views > 1 and self.augment == "none":
+            raise ValueError("views above 1 need augment: a second release of the same image adds nothing")
+        if self.backbone_provenance is not None and (
+            self.whole is not None or self.backbone == "fixed" or self.tune_backbone
+        ):
+            raise ValueError(
+                "backbone_provenance is of a model that comes trained and stays as it is: it needs whole: null, "
+                "backbone: model and tune_backbone: false"
+            )
+        if self.tune_backbone and (self.backbone == "fixed" or self.basis == "svd"):
+            raise ValueError(
+                "tune_backbone trains the layers before the split point through one basis for all: it needs "
+                "backbone: model and basis: pca"
+            )
         return self
 
     @classmethod
@@ -153,24 +217,35 @@ class TrainConfig(Strict):
         raise ConfigError(missing)
 
     @property
+    def whole_settings(self) -> dict[str, Any]:
+        """What the whole model's fit depends on, as plain JSON."""
+        names = {"seed", "whole", "held_out", "augment", "orthogonality", "precision", "device"}
+        return self.model_dump(mode="json", include=names)
+
+    @property
     def private_settings(self) -> dict[str, Any]:
         """What stage 1 depends on: the release and the cloud's fit play no part in it."""
-        later = {
-            "noise",
-            "name",
-            "offload",
-            "message",
-            "channels",
-            "cloud_fit",
-            "fusion",
-            "alpha_max",
-            "logit_bound",
+        names = {
+            "rank",
+            "basis",
+            "algorithm",
+            "block",
+            "keep",
+            "backbone",
+            "tune_backbone",
+            "main",
+            "main_fit",
         }
-        return self.model_dump(mode="json", exclude=later)
+        return {**self.whole_settings, **self.model_dump(mode="json", include=names)}
 
     def rank_of(self, channels: int) -> int:
         """The rank r for an IR of so many channels."""
         return min(8, channels) if self.rank is None else self.rank
+
+    @property
+    def subject_budget(self) -> Budget:
+        """μ that any one subject's releases may add up to, or `unlimited`."""
+        return UNLIMITED if self.budget == UNLIMITED else budget_of(self.budget)
 
     def sigma(self, *, clip_norm: float) -> float | None:
         """σ of the noise on a message of norm at most `clip_norm`; none for `noise: none`."""

@@ -8,14 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from delta.methods.delta.fusion import fuse
 from delta.models.cloud_model import CloudModel
+from delta.privacy.ledger import UNLIMITED
 from delta.release.noise import NoiseKey
-from delta.training.cloud_stage import CloudStage, fit_fusion, release_records, train_cloud_stage
+from delta.training.cloud_stage import CloudStage, Stage2, fit_fusion, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, logits_of, quiet
 from delta.training.private_stage import Labelled, PrivateStage
+from delta.training.uploads import release_records
 
-__all__ = ["Controls", "accuracy", "cloud_logits", "measure_controls", "random_bits"]
+__all__ = ["Controls", "Measured", "accuracy", "beats", "cloud_logits", "measure_controls", "random_bits"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,40 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return 100.0 * float((logits.argmax(1) == labels).double().mean())
 
 
+def beats(gain: int, loss: int) -> bool:
+    """McNemar's test at 5 %, two-sided: of the records that one of two models gets right, `gain` and `loss`."""
+    return gain + loss > 0 and (gain - loss) / (gain + loss) ** 0.5 > 1.96
+
+
 def random_bits(records: int, payload_bytes: int, *, seed: int) -> Tensor:
     """Independent fair bits in place of releases, `[records, payload_bytes]` uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (records, payload_bytes), generator=generator, dtype=torch.uint8)
 
 
-def cloud_logits(cloud: CloudModel, bits: Tensor) -> Tensor:
-    """z_cloud of stored bits on a local copy of the cloud model: `[n, classes]`."""
-    return logits_of(cloud, bits)
+def cloud_logits(cloud: CloudModel, bits: Tensor, *, device: torch.device | None = None) -> Tensor:
+    """z_cloud of stored bits on a local copy of the cloud model: `[n, classes]`; the model comes back to the CPU."""
+    where = device or torch.device("cpu")
+    model = cloud.to(where)
+    try:
+        return logits_of(lambda part: model(part.to(where)), bits)
+    finally:
+        model.cpu()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Controls, and which test records each way got right: what a test of significance needs.
+
+    Attributes:
+        controls: accuracies in percent.
+        delta_right: of the fusion, `[n]` bool.
+        main_right: of M_main alone, `[n]` bool.
+    """
+
+    controls: Controls
+    delta_right: Tensor
+    main_right: Tensor
 
 
 def measure_controls(
@@ -63,8 +91,9 @@ def measure_controls(
     *,
     key: NoiseKey,
     noiseless: CloudStage | None = None,
+    where: Stage2 | None = None,
     progress: Progress = quiet,
-) -> Controls:
+) -> Measured:
     """Measure every control on the test records.
 
     Args:
@@ -74,34 +103,42 @@ def measure_controls(
         config: of that mechanism.
         key: noise key of the test releases.
         noiseless: stage 2 with `noise: none` and everything else equal, where it has been run already.
+        where: folder and checkpoints of the noiseless control, which trains in this process; none for nowhere.
         progress: told while the noiseless control trains.
     """
-    z_main_held, z_main = stage.main_logits(stage.held_out.x), stage.main_logits(test.x)
+    z_main_held, z_main = cloud_stage.main_logits(stage.held_out.x), cloud_stage.main_logits(test.x)
     fitted = partial(fit_fusion, config)
+    device = torch.device(config.device)
+    answer = partial(cloud_logits, device=device)
 
     bits = release_records(cloud_stage.private, cloud_stage.release, test, key=key)
-    z_cloud = cloud_logits(cloud_stage.cloud, bits)
+    z_cloud = answer(cloud_stage.cloud, bits)
 
     size = cloud_stage.release.payload_bytes
-    z_random_held = cloud_logits(
-        cloud_stage.cloud, random_bits(len(stage.held_out.y), size, seed=config.seed)
-    )
-    z_random = cloud_logits(cloud_stage.cloud, random_bits(len(test.y), size, seed=config.seed + 1))
+    z_random_held = answer(cloud_stage.cloud, random_bits(len(stage.held_out.y), size, seed=config.seed))
+    z_random = answer(cloud_stage.cloud, random_bits(len(test.y), size, seed=config.seed + 1))
     on_random = fitted(z_main_held, z_random_held, stage.held_out.y)
 
     clean = cloud_stage
     if config.noise != "none":
-        quietened = config.model_copy(update={"noise": "none"})
-        clean = noiseless or train_cloud_stage(stage, quietened, progress=progress, label="noiseless control")
+        quietened = config.model_copy(update={"noise": "none", "budget": UNLIMITED})
+        clean = noiseless or train_cloud_stage(
+            stage, quietened, where=where, progress=progress, label="noiseless control"
+        )
     clean_bits = release_records(clean.private, clean.release, test, key=key)
-    z_clean = cloud_logits(clean.cloud, clean_bits)
+    z_clean = answer(clean.cloud, clean_bits)
 
-    whole = stage.split.model
-    return Controls(
-        private_only=accuracy(logits_of(whole, test.x), test.y),
+    whole = stage.split.to(device).model.eval()
+    z_whole = logits_of(lambda part: whole(part.to(device)), test.x)
+    stage.split.to("cpu")
+    bound = cloud_stage.fusion.bound
+    fused = fuse(z_main, z_cloud, alpha=cloud_stage.fusion.alpha, bound=bound)
+    controls = Controls(
+        private_only=accuracy(z_whole, test.y),
         main_alone=accuracy(z_main, test.y),
-        delta=cloud_stage.fusion.accuracy(z_main, z_cloud, test.y),
+        delta=accuracy(fused, test.y),
         random_bits=on_random.accuracy(z_main, z_random, test.y),
-        noiseless_bits=clean.fusion.accuracy(z_main, z_clean, test.y),
+        noiseless_bits=clean.fusion.accuracy(clean.main_logits(test.x), z_clean, test.y),
         cloud_alone=accuracy(z_cloud, test.y),
     )
+    return Measured(controls, fused.argmax(1) == test.y, z_main.argmax(1) == test.y)

@@ -8,12 +8,33 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from delta.training.config import FitConfig
+from delta.errors import ConfigError
+from delta.training.checkpoint import CheckpointStore
+from delta.training.config import FitConfig, Precision
+from delta.training.descent import Descent
+from delta.training.fit_state import FitState
+from delta.training.orthogonality import soft_orthogonality, trainable_convolutions
+from delta.training.repeatable import repeatable
+from delta.training.watch import LossWatch, Report
+from delta.training.world import ALONE, World
 
-__all__ = ["Progress", "augmented", "distillation_loss", "fit", "logits_of", "placed", "quiet"]
+__all__ = [
+    "Forward",
+    "Progress",
+    "Report",
+    "augmented",
+    "distillation_loss",
+    "fit",
+    "logits_of",
+    "placed",
+    "quiet",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called as `(stage, steps done, steps in all)`."""
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""`(module to call, indices of the records [b]) → logits [b, classes]`."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`(logits [b, classes], indices of the records [b]) → mean loss`."""
@@ -47,7 +68,7 @@ def distillation_loss(
 
 def fit(
     model: nn.Module,
-    forward: Callable[[Tensor], Tensor],
+    forward: Forward,
     loss: Loss,
     *,
     records: int,
@@ -55,44 +76,86 @@ def fit(
     generator: torch.Generator,
     progress: Progress = quiet,
     stage: str = "fit",
+    checkpoints: CheckpointStore | None = None,
+    precision: Precision = "float32",
+    world: World = ALONE,
+    orthogonality: float = 0.0,
+    report: Report | None = None,
 ) -> None:
     """Train `model` in place and leave it in eval mode.
 
+    With `checkpoints`, a fit that was cut goes on from the last one, to bit-identical weights on the same device
+    with as many threads (and, of several processes, no more than two: the order in which more gradients are
+    summed is not fixed); a finished one loads its weights, draws nothing from `generator`, and tells nobody.
+
+    In a world of several processes every rank makes the same call with a generator in the same state, and takes
+    an equal part of each batch, whose last records are dropped where they do not share out evenly. All end with
+    the same weights.
+
     Args:
         model: whose parameters are trained.
-        forward: record indices `[b]` → logits `[b, classes]`, through `model`.
+        forward: a module to call, and record indices `[b]` → logits `[b, classes]`, through that module: `model`
+            itself, or what stands for it while several processes train.
         loss: of those logits.
-        records: how many there are; a last batch of fewer than 2 is dropped (batch norm).
-        config: epochs, batch, schedule.
-        generator: order of the records.
+        records: how many there are; a last batch of fewer than 2 (for each process) is dropped (batch norm).
+        config: epochs, batch of all processes together, schedule.
+        generator: order of the records, and of what else `forward` draws.
         progress: told after every step.
         stage: the name it is told.
+        checkpoints: where to resume from and to keep the state.
+        precision: of forward and loss.
+        world: the processes that train together.
+        orthogonality: λ of the convolutions' soft orthogonality; 0 is none.
+        report: told the running mean of the loss, at most about twice a second, and at the end.
+
+    Raises:
+        ConfigError: the loss is not finite, or a batch is too small for so many processes.
+        CheckpointError: the checkpoints are another training's, or cannot be written.
     """
     batch = min(config.batch, records)
-    starts = [start for start in range(0, records, batch) if records - start >= 2]
+    if world.size > 1 and batch < 2 * world.size:
+        raise ConfigError(
+            f"{stage}: a batch of {batch} for {world.size} processes: each needs 2 records; start fewer"
+        )
+    starts = [start for start in range(0, records, batch) if records - start >= 2 * world.size]
     total = config.epochs * len(starts)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
-    )
-    # From 5 steps on: of 4 the warm-up would end at step 0, and the schedule divide by it.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=max(total, 5), pct_start=0.25
-    )
+    device = next(model.parameters()).device
+    descent = Descent(model, config, steps=total, precision=precision, device=device)
+    state = FitState(model, descent, generator, records=records, steps=total)
+    if checkpoints is not None:
+        stored = checkpoints.latest()
+        if stored is not None:
+            state.restore(stored)
+        if state.finished:
+            model.eval()
+            return
+    keeping = checkpoints if world.leads else None
+    watch = LossWatch(stage, total, device=device, report=report if world.leads else None)
+    convolutions = trainable_convolutions(model) if orthogonality else []
     model.train()
-    step = 0
-    for _ in range(config.epochs):
-        order = torch.randperm(records, generator=generator)
-        for start in starts:
-            index = order[start : start + batch]
-            optimizer.zero_grad(set_to_none=True)
-            value = loss(forward(index), index)
-            value.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            progress(stage, step, total)
+    with repeatable(device), world.shared(model, device) as net:
+        for step in range(state.step + 1, total + 1):
+            start = starts[(step - 1) % len(starts)]
+            if start == 0:
+                state.order = torch.randperm(records, generator=generator)
+            index = world.part(state.order[start : start + batch])
+            with descent.precision():
+                logits = forward(net, index)
+                value = loss(logits.float(), index)
+            if convolutions:
+                value = value + orthogonality * soft_orthogonality(convolutions)
+            norm = descent.step(value)
+            state.step = step
+            due = keeping is not None and step < total and keeping.due(step)
+            watch.add(step, value, norm, check=due)
+            if keeping is not None and due:
+                keeping.save(state.checkpoint())
+            if world.leads:
+                progress(stage, step, total)
     model.eval()
+    if keeping is not None:
+        keeping.save(state.checkpoint())
+    world.meet()
 
 
 M = TypeVar("M", bound=nn.Module)

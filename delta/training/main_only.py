@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from delta.errors import ModelError
 from delta.models.macs import count_macs, decomposition_macs
 from delta.models.main_model import build_main
-from delta.training.cache import WeightCache
+from delta.training.checkpoint import FitStore
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, distillation_loss, fit, logits_of, quiet
+from delta.training.fit import Progress, logits_of, placed, quiet
 from delta.training.private_stage import Labelled, PrivateStage
+from delta.training.small_fit import fit_small
 
 __all__ = ["MainOnly", "train_main_only"]
 
@@ -43,7 +44,7 @@ def train_main_only(
     *,
     private_macs: int,
     progress: Progress = quiet,
-    cache: WeightCache | None = None,
+    store: FitStore | None = None,
 ) -> MainOnly:
     """Train the largest light model on the image, and on the principal part, that Delta's private MACs allow.
 
@@ -55,7 +56,7 @@ def train_main_only(
         test: test records.
         private_macs: backbone, decomposition, release and main model of Delta, per record.
         progress: told after every step.
-        cache: where trained weights are taken from and kept.
+        store: where finished fits are taken from, and interrupted ones go on.
 
     Raises:
         ModelError: no light model fits the budget.
@@ -75,68 +76,51 @@ def train_main_only(
         "image": (lambda x: x, 0),
         "principal": (lambda x: decomposer.main_input(decomposer(stage.backbone(x))), principal_macs),
     }
-    with torch.inference_mode():
-        teacher = logits_of(stage.split.model, stage.fit.x).clone()
+    device = torch.device(config.device)
+    x, y = stage.fit.x.to(device), stage.fit.y.to(device)
+    teacher = stage.split.to(device).model.eval() if config.main.distil else None
+    modules = (stage.backbone.to(device), decomposer.to(device))
     for reads, (front, spent) in fronts.items():
         with torch.no_grad():
-            views = torch.cat([front(part) for part in torch.split(stage.fit.x, 256)])
+            view = front(x[:2])
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             try:
                 model = build_main(
                     layout="light",
-                    in_channels=views.shape[1],
-                    size=tuple(views.shape[2:]),
+                    in_channels=view.shape[1],
+                    size=tuple(view.shape[2:]),
                     classes=stage.split.classes,
                     max_macs=private_macs - spent,
                 )
             except ModelError:
                 continue
         settings = {**config.private_settings, "budget": private_macs, "reads": reads}
-        if cache is None or not cache.restore("main-only", settings, model):
-            _fit(
-                model,
-                views,
-                stage.fit.y,
-                teacher,
-                config,
-                progress=progress,
-                stage=f"main-only, reads {reads}",
-            )
-            if cache is not None:
-                cache.keep("main-only", settings, model)
-        model.eval()
+        fit_small(
+            placed(model, device),
+            front,
+            x=x,
+            y=y,
+            teacher=teacher,
+            config=config,
+            progress=progress,
+            stage=f"main-only, reads {reads}",
+            checkpoints=store.of("main-only", settings) if store else None,
+        )
 
         def path(x: Tensor, front: Callable[[Tensor], Tensor] = front, model: nn.Module = model) -> Tensor:
             logits: Tensor = model(front(x))
             return logits
 
-        held_out = (logits_of(path, stage.held_out.x).argmax(1) == stage.held_out.y).double().mean()
-        right = logits_of(path, test.x).argmax(1) == test.y
-        macs = spent + count_macs(model, views[:1])
+        held_out = (
+            (logits_of(path, stage.held_out.x.to(device)).argmax(1) == stage.held_out.y).double().mean()
+        )
+        right = logits_of(path, test.x.to(device)).argmax(1) == test.y
+        macs = spent + count_macs(model, view[:1])
         found.append((float(held_out), MainOnly(100 * float(right.double().mean()), macs, reads, right)))
+    stage.split.to("cpu")
+    for module in modules:
+        module.cpu()
     if not found:
         raise ModelError(f"no light model fits {private_macs:,} MACs; give the main model a larger budget")
     return max(found, key=lambda pair: pair[0])[1]
-
-
-def _fit(
-    model: nn.Module,
-    views: Tensor,
-    labels: Tensor,
-    teacher: Tensor,
-    config: TrainConfig,
-    *,
-    progress: Progress,
-    stage: str,
-) -> None:
-    fit(
-        model,
-        lambda index: model(views[index]),
-        lambda logits, index: distillation_loss(logits, labels[index], teacher[index]),
-        records=len(labels),
-        config=config.main_fit,
-        generator=torch.Generator().manual_seed(config.seed + 1),
-        progress=progress,
-        stage=stage,
-    )

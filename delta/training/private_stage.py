@@ -12,16 +12,17 @@ from delta.data.records import Dataset
 from delta.decomposition.basis import iteration_start, pca_basis, synthetic_images
 from delta.decomposition.decomposer import Decomposer
 from delta.device import device_of
-from delta.errors import ConfigError
+from delta.errors import ConfigError, ModelError
 from delta.models.crop import crop_for
 from delta.models.fixed_stem import FixedStem
-from delta.models.macs import count_macs
+from delta.models.macs import count_macs, decomposition_macs
 from delta.models.main_model import build_main, light_budget
 from delta.models.splitting import Parts
 from delta.release.config import InputSpec, Provenance
-from delta.training.cache import WeightCache
+from delta.training.checkpoint import FitStore
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, augmented, distillation_loss, fit, logits_of, placed, quiet
+from delta.training.fit import Progress, augmented, fit, logits_of, placed, quiet
+from delta.training.small_fit import fit_small
 
 __all__ = ["Labelled", "PrivateStage", "input_spec", "train_private_stage"]
 
@@ -79,6 +80,24 @@ class PrivateStage:
         )
 
 
+class MainPath(nn.Module):
+    """Backbone, decomposition and main model as one: what trains where the backbone is tuned with M_main.
+
+    The basis stays as it was at the start, and the backbone learns to put into its span what M_main needs.
+    Shapes: `[n, channels, height, width] → [n, classes]`.
+    """
+
+    def __init__(self, backbone: nn.Module, decomposer: Decomposer, main: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
+        self.decomposer, self.main = decomposer, main
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Preprocessed records → logits."""
+        logits: Tensor = self.main(self.decomposer.main_input(self.decomposer(self.backbone(x))))
+        return logits
+
+
 def input_spec(shape: tuple[int, int, int]) -> InputSpec:
     """Preprocessing by constants: statistics of private images would be part of the release configuration."""
     return InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
@@ -90,7 +109,7 @@ def train_private_stage(
     config: TrainConfig,
     *,
     progress: Progress = quiet,
-    cache: WeightCache | None = None,
+    store: FitStore | None = None,
 ) -> PrivateStage:
     """Run stage 1 in this process. `parts.model` is trained in place where `config.whole` is set.
 
@@ -99,7 +118,7 @@ def train_private_stage(
         data: training records; a share of them is held out.
         config: of the run.
         progress: told after every step.
-        cache: where trained weights are taken from and kept.
+        store: where finished fits are taken from, and interrupted ones go on.
 
     Raises:
         ConfigError: data, model and settings do not fit together, or the device is not there; raised before
@@ -133,15 +152,25 @@ def train_private_stage(
     x, y = training.x.to(device), training.y.to(device)
     whole = placed(parts.to(device).model, device)
     if config.whole is not None:
-        _train_whole(whole, x, y, config, progress=progress, cache=cache)
+        _train_whole(whole, x, y, config, progress=progress, store=store)
     whole.eval()
     backbone, backbone_provenance = _frozen_backbone(parts, config)
     decomposer, basis_provenance = _decomposer(backbone.to(device), parts, config)
-    if cache is None or not cache.restore("main", config.private_settings, main):
-        _train_main(main, backbone, decomposer, whole, x, y, config, progress=progress)
-        if cache is not None:
-            cache.keep("main", config.private_settings, main)
-    main.eval()
+    small = MainPath(backbone, decomposer, main) if config.tune_backbone else main
+    fit_small(
+        small,
+        (lambda images: images)
+        if config.tune_backbone
+        else (lambda images: decomposer.main_input(decomposer(backbone(images)))),
+        x=x,
+        y=y,
+        teacher=whole if config.main.distil else None,
+        config=config,
+        progress=progress,
+        stage="main model",
+        checkpoints=store.of("main", {**config.private_settings, "model": main.settings}) if store else None,
+    )
+    backbone.eval().requires_grad_(False)
     parts.to("cpu")
     return PrivateStage(
         split=parts,
@@ -158,11 +187,40 @@ def train_private_stage(
 
 
 def _main_budget(parts: Parts, config: TrainConfig, decomposer: Decomposer) -> int | None:
+    """MACs that the main model may take; none for the authors' layout.
+
+    Raises:
+        ModelError: backbone and decomposition alone are over the budget of the private path.
+    """
     if config.main.layout == "authors" or config.main.max_macs is not None:
         return config.main.max_macs
-    whole = count_macs(parts.model, torch.zeros(1, *parts.input_shape))
+    record = torch.zeros(1, *parts.input_shape)
+    if config.main.private_macs is not None:
+        backbone = _fixed_stem(parts) if config.backbone == "fixed" else parts.backbone
+        spent = count_macs(backbone, record) + decomposition_macs(
+            ir_shape=decomposer.ir_shape,
+            rank=decomposer.rank,
+            block=decomposer.block,
+            keep=decomposer.keep,
+            basis=decomposer.kind,
+            k=config.channels or 1,
+            offload=config.offload,
+        )
+        left = config.main.private_macs - spent
+        if left < 1:
+            raise ModelError(
+                f"backbone and decomposition take {spent:,} MACs, private_macs is {config.main.private_macs:,}; "
+                "raise it, lower the rank, or split earlier"
+            )
+        return left
+    whole = count_macs(parts.model, record)
     channels, *size = decomposer.main_shape
     return light_budget(whole, in_channels=channels, size=size, classes=parts.classes)
+
+
+def _fixed_stem(parts: Parts) -> FixedStem:
+    channels, height, _ = parts.input_shape
+    return FixedStem(in_channels=channels, ir_shape=parts.ir_shape, stride=height // parts.ir_shape[1])
 
 
 def _train_whole(
@@ -172,34 +230,38 @@ def _train_whole(
     config: TrainConfig,
     *,
     progress: Progress,
-    cache: WeightCache | None,
+    store: FitStore | None,
 ) -> None:
-    if config.whole is None or (cache is not None and cache.restore("whole", config.private_settings, whole)):
+    if config.whole is None:
         return
     generator = torch.Generator().manual_seed(config.seed)
     fit(
         whole,
-        lambda index: whole(augmented(x[index], config.augment, generator=generator)),
+        lambda net, index: net(augmented(x[index], config.augment, generator=generator)),
         lambda logits, index: nn.functional.cross_entropy(logits, y[index], label_smoothing=0.05),
         records=len(y),
         config=config.whole,
         generator=generator,
         progress=progress,
         stage="whole model",
+        checkpoints=store.of("whole", config.whole_settings) if store else None,
+        precision=config.precision,
+        orthogonality=config.orthogonality,
     )
-    if cache is not None:
-        cache.keep("whole", config.private_settings, whole)
 
 
 def _frozen_backbone(parts: Parts, config: TrainConfig) -> tuple[nn.Module, Provenance]:
     if config.backbone == "fixed":
-        channels, height, _ = parts.input_shape
-        stem = FixedStem(in_channels=channels, ir_shape=parts.ir_shape, stride=height // parts.ir_shape[1])
-        return stem.eval(), Provenance(kind="data-independent", note="seeded filters, nothing learned")
+        return _fixed_stem(parts).eval(), Provenance(
+            kind="data-independent", note="seeded filters, nothing learned"
+        )
     # A copy: the owner may go on training the model, and the release configuration must not move with it.
     backbone = copy.deepcopy(parts.backbone).eval().requires_grad_(False)
+    if config.backbone_provenance is not None:
+        return backbone, config.backbone_provenance
     how = "trained on the training records" if config.whole is not None else "as the owner's model came"
-    note = f"{how}, frozen before any release"
+    tuned = ", then with the main model" if config.tune_backbone else ""
+    note = f"{how}{tuned}, frozen before any release"
     return backbone, Provenance(kind="private", note=note)
 
 
@@ -238,55 +300,3 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
             note += ", the iteration's start is seeded"
     decomposer = _decomposer_of(parts, config, basis=basis, start=start)
     return decomposer.eval().to(torch.device(config.device)), Provenance(kind="data-independent", note=note)
-
-
-def _train_main(
-    main: nn.Module,
-    backbone: nn.Module,
-    decomposer: Decomposer,
-    whole: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    config: TrainConfig,
-    *,
-    progress: Progress,
-) -> None:
-    """Train M_main on the principal part; p is computed once where nothing is augmented: φ is frozen."""
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    teacher: list[Tensor] = []  # the teacher's logits on the views that `forward` has just drawn
-
-    @torch.no_grad()
-    def view_of(images: Tensor) -> Tensor:
-        return decomposer.main_input(decomposer(backbone(images)))
-
-    cached_view = cached_teacher = None
-    if config.augment == "none":
-        cached_view = torch.cat([view_of(part) for part in torch.split(x, 256)])
-        if config.main.distil:
-            cached_teacher = logits_of(whole, x).to(x.device)
-
-    def forward(index: Tensor) -> Tensor:
-        if cached_view is not None:
-            return main(cached_view[index])  # type: ignore[no-any-return]
-        images = augmented(x[index], config.augment, generator=generator)
-        if config.main.distil:
-            with torch.no_grad():
-                teacher[:] = [whole(images)]
-        return main(view_of(images))  # type: ignore[no-any-return]
-
-    def loss(logits: Tensor, index: Tensor) -> Tensor:
-        if not config.main.distil:
-            return nn.functional.cross_entropy(logits, y[index])
-        reference = cached_teacher[index] if cached_teacher is not None else teacher[0]
-        return distillation_loss(logits, y[index], reference)
-
-    fit(
-        main,
-        forward,
-        loss,
-        records=len(y),
-        config=config.main_fit,
-        generator=generator,
-        progress=progress,
-        stage="main model",
-    )

@@ -22,6 +22,7 @@ __all__ = [
     "encode_failure",
     "error_from_failure",
     "error_from_status",
+    "one_line",
     "public_text",
     "status_of",
 ]
@@ -51,7 +52,7 @@ def encode_failure(error: DeltaError) -> Failure:
 def error_from_failure(failure: Failure) -> CloudError | RequestError:
     """The error that one request's `Failure` stands for."""
     return as_transport_error(
-        error_from_wire(code=failure.code, grpc_status="", message=_one_line(failure.message))
+        error_from_wire(code=failure.code, grpc_status="", message=one_line(failure.message))
     )
 
 
@@ -63,7 +64,7 @@ def error_from_status(error: grpc.RpcError | grpc.aio.AioRpcError) -> CloudError
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_KEY:
             code = value if isinstance(value, str) else value.decode("ascii", "replace")
-    text = _one_line(error.details() or "the call failed without a reason")
+    text = one_line(error.details() or "the call failed without a reason")
     return as_transport_error(error_from_wire(code=code, grpc_status=error.code().name, message=text))
 
 
@@ -78,6 +79,6 @@ def as_transport_error(error: BaseException) -> CloudError | RequestError:
     return CloudError(spec_of(InternalError).public_message)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """A peer's text, made fit to print: one line, bounded, no control characters."""
     return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT]).strip()

@@ -27,16 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="delta_server", description="Serve the cloud part of bundles.")
+    parser = argparse.ArgumentParser(
+        prog="delta_server", description="Serve the cloud part of bundles, and train."
+    )
     add = parser.add_argument
     add(
         "--bundle",
         action="append",
-        required=True,
+        default=[],
         type=Path,
         metavar="DIR",
-        help="may be given several times",
+        help="may be given several times, or not at all with --training",
     )
+    add("--training", type=Path, metavar="DIR", help="train for clients; data sets and jobs are kept there")
+    add("--train-workers", type=int, metavar="N", help="processes of one training job")
     add("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0: any free one")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--threads", type=int, metavar="N", help="threads of torch")
@@ -60,6 +64,8 @@ def _config(options: argparse.Namespace) -> ServerConfig:
     host, port = parse_listen(options.listen)
     settings = {
         "bundles": tuple(options.bundle),
+        "training": options.training,
+        "train_workers": options.train_workers,
         "host": host,
         "port": port,
         "device": options.device,

@@ -26,6 +26,7 @@ from delta_server.config import ServerConfig
 from delta_server.log import event
 from delta_server.models import ModelStore
 from delta_server.services import Services
+from delta_server.training.service import MESSAGE_BYTES, TrainingService
 
 __all__ = ["DeltaServer", "ServerThread", "loop_factory", "run"]
 
@@ -56,13 +57,14 @@ class DeltaServer:
             ConfigError: the address is not free or not ours.
         """
         config = self._config
+        self._training = TrainingService(config, self._models)
         self._batcher = Batcher(
             asyncio.get_running_loop(),
             max_batch=config.max_batch,
             max_delay_s=config.max_delay_ms / 1e3,
             queue_records=config.queue_records,
         )
-        self._services = Services(config, self._models, self._batcher)
+        self._services = Services(config, self._models, self._batcher, self._training)
         self._server = grpc.aio.server(options=_options(config, self._models))
         self._server.add_generic_rpc_handlers(self._services.handlers())
         self._health = health.aio.HealthServicer()
@@ -79,6 +81,7 @@ class DeltaServer:
             port = 0
         if not port:
             self._batcher.close()
+            await self._training.close()
             raise ConfigError(
                 f"cannot listen on {host}:{config.port}: the port is in use or the address is not this "
                 "machine's; choose another, or port 0 for any free one"
@@ -86,6 +89,7 @@ class DeltaServer:
         await self._server.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._training.resume()
         return f"{host}:{port}"
 
     @property
@@ -103,7 +107,9 @@ class DeltaServer:
         event("draining", records=self._batcher.admitted)
         await self._health.enter_graceful_shutdown()
         self._services.drain()
+        training = asyncio.create_task(self._training.close())
         await self._server.stop(self._config.grace_s)
+        await training
         await asyncio.get_running_loop().run_in_executor(None, self._batcher.close)
         event("stopped")
 
@@ -182,7 +188,7 @@ def run(
         listening: told the address and the models' names once it listens.
 
     Raises:
-        DeltaError: a bundle, a plug-in or the address is not usable.
+        DeltaError: a bundle, a plug-in, the store or the address is not usable.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -226,8 +232,9 @@ async def _until_told(
     if listening is not None:
         listening(address, sorted(models.models))
     channel = "plaintext" if plaintext else "TLS"
-    names = ", ".join(sorted(models.models))
-    sys.stdout.write(f"delta-server listening on {address} (models: {names}, tee: none, {channel})\n")
+    names = ", ".join(sorted(models.models)) or "none"
+    trains = "training, " if config.training is not None else ""
+    sys.stdout.write(f"delta-server listening on {address} (models: {names}, {trains}tee: none, {channel})\n")
     sys.stdout.flush()
     event("listening", address=address, models=names, device=config.device, channel=channel)
     await stop.wait()
@@ -236,7 +243,9 @@ async def _until_told(
 
 
 def _options(config: ServerConfig, models: ModelStore) -> list[tuple[str, int]]:
-    largest = max(model.max_message_bytes for model in models.models.values())
+    largest = max((model.max_message_bytes for model in models.models.values()), default=0)
+    if config.training is not None:
+        largest = max(largest, MESSAGE_BYTES)
     return [
         ("grpc.so_reuseport", 0),  # a port in use must fail, not be shared
         ("grpc.max_receive_message_length", largest),

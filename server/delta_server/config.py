@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from delta.config import Strict
 from delta.errors import ConfigError
@@ -16,7 +17,8 @@ class ServerConfig(Strict):
     """What a server hosts, where it listens and what it bears.
 
     Attributes:
-        bundles: folders whose cloud parts are served.
+        bundles: folders whose cloud parts are served; at least one, unless the server trains.
+        training: folder of stored data sets, jobs and promoted models; none: the server does not train.
         host: address to listen on.
         port: to listen on; 0 lets the system choose.
         device: where cloud models compute: `cpu`, `cuda` or `cuda:N`.
@@ -31,13 +33,22 @@ class ServerConfig(Strict):
         stream_requests: most requests of one stream not yet answered; further ones are not read.
         exchange_message_bytes: largest message of `Exchange`.
         grace_s: how long a draining server waits for streams to finish.
-        allow: import targets outside `delta.models` that a manifest may name.
+        train_jobs: one-shot jobs that train at a time; further ones wait.
+        train_workers: processes of one job, joined by torchrun.
+        train_sessions: interactive trainings that may be open at a time.
+        train_idle_s: how long an upload or an interactive training may stay silent.
+        tenants: most tenants that may have data sets.
+        tenant_bytes: most bytes that the data sets of one tenant may come to.
+        tenant_models: most promoted models of one tenant.
+        dataset_jobs: most jobs of one data set.
+        allow: import targets outside `delta.models` that a manifest or a job may name.
         plugins: modules to import that register methods.
         port_file: where to write HOST:PORT once listening.
         stop_on_stdin: drain when standard input closes, so that a launcher's death ends the server.
     """
 
-    bundles: tuple[Path, ...] = Field(min_length=1)
+    bundles: tuple[Path, ...] = ()
+    training: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
@@ -51,10 +62,26 @@ class ServerConfig(Strict):
     stream_requests: int = Field(default=1024, ge=1)
     exchange_message_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**31 - 1)
     grace_s: float = Field(default=20.0, ge=0)
+    train_jobs: int = Field(default=1, ge=1)
+    train_workers: int = Field(default=1, ge=1, le=64)
+    train_sessions: int = Field(default=8, ge=1)
+    train_idle_s: float = Field(default=600.0, gt=0)
+    tenants: int = Field(default=64, ge=1)
+    tenant_bytes: int = Field(default=8 * 2**30, ge=1)
+    tenant_models: int = Field(default=16, ge=1)
+    dataset_jobs: int = Field(default=64, ge=1)
     allow: frozenset[str] = frozenset()
     plugins: tuple[str, ...] = ()
     port_file: Path | None = None
     stop_on_stdin: bool = False
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.bundles and self.training is None:
+            raise ValueError(
+                "no bundle to serve, and no folder to train in; give --bundle DIR or --training DIR"
+            )
+        return self
 
 
 def parse_listen(text: str) -> tuple[str, int]:

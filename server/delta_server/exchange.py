@@ -83,7 +83,7 @@ class ExchangeSession(StreamSession):
 def _key(model: HostedModel, name: str, operation: Operation, tensors: Mapping[str, Tensor]) -> object:
     """Requests share a call if all their sizes beside the records' number are equal."""
     shapes = tuple(tuple(tensors[key].shape[1:]) for key in operation.inputs)
-    return (model.binding.model, name, shapes)
+    return (model.binding.model, model.binding.cloud_hash, name, shapes)
 
 
 def _refusal(request_id: int, error: DeltaError) -> bytes:

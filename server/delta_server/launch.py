@@ -37,8 +37,10 @@ class ServerProcess:
     @classmethod
     def start(
         cls,
-        bundle_dir: Path | Sequence[Path],
+        bundle_dir: Path | Sequence[Path] = (),
         *,
+        training: Path | None = None,
+        train_workers: int | None = None,
         allow: Sequence[str] = (),
         plugins: Sequence[str] = (),
         device: str = "cpu",
@@ -51,8 +53,10 @@ class ServerProcess:
         """Start a server and wait until it listens.
 
         Args:
-            bundle_dir: one bundle, or several.
-            allow: import targets that a manifest may name.
+            bundle_dir: one bundle, or several; none for a server that only trains.
+            training: folder of the store; none for a server that does not train.
+            train_workers: processes of one training job.
+            allow: import targets that a manifest or a job may name.
             plugins: modules that register methods.
             device: `cpu` or `cuda`.
             threads: of torch; none for its own choice.
@@ -68,6 +72,8 @@ class ServerProcess:
         command = [sys.executable, "-m", "delta_server", "--listen", "127.0.0.1:0", "--device", device]
         command.append("--stop-on-stdin")
         command += [part for bundle in bundles for part in ("--bundle", str(bundle))]
+        command += ["--training", str(training)] if training is not None else []
+        command += ["--train-workers", str(train_workers)] if train_workers is not None else []
         command += [part for target in allow for part in ("--allow", target)]
         command += [part for module in plugins for part in ("--plugin", module)]
         command += ["--threads", str(threads)] if threads is not None else []

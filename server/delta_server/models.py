@@ -128,8 +128,12 @@ class ModelStore:
         try:
             return self._models[name]
         except KeyError:
-            names = ", ".join(sorted(self._models))
+            names = ", ".join(sorted(self._models)) or "none"
             raise CloudMismatchError(f"model {name[:64]!r} is not served here; there are: {names}") from None
+
+    def add(self, model: HostedModel) -> None:
+        """Host one more, or another in the place of one of the same name; those in use live on."""
+        self._models[model.binding.model] = model
 
     def bind(self, binding: Binding) -> HostedModel:
         """The model that a client asks for, if it is the same on both sides.

@@ -31,7 +31,7 @@ def _refusal(first_id: int, count: int, error: DeltaError) -> bytes:
 
 
 def _key(model: HostedModel) -> object:
-    return (model.binding.model, PREDICT)
+    return (model.binding.model, model.binding.cloud_hash, PREDICT)
 
 
 class PredictSession(StreamSession):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import grpc
 
 import delta
-from delta.errors import CloudOverloadedError, CloudUnavailableError, DeltaError, InternalError, RequestError
+from delta.errors import CloudOverloadedError, CloudUnavailableError
 from delta.wire.services import (
     CATALOG_SERVICE,
     EXCHANGE_SERVICE,
     INFERENCE_SERVICE,
+    TRAINING_SERVICE,
     GetManifestRequest,
     GetManifestResponse,
     ListModelsRequest,
@@ -21,20 +21,16 @@ from delta.wire.services import (
     ServerInfo,
 )
 from delta.wire.session import PROTOCOL_VERSION
-from delta.wire.status import status_of
 from delta_server.batcher import Batcher
 from delta_server.config import ServerConfig
 from delta_server.exchange import ExchangeSession
-from delta_server.log import event
+from delta_server.guard import Context, deadline_of, guarded
 from delta_server.models import ModelStore
 from delta_server.predict import PredictSession, predict
 from delta_server.stream import StreamSession, parse
+from delta_server.training.service import TrainingService
 
 __all__ = ["Services"]
-
-Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
-_NO_DEADLINE_S = 1e9  # a call without a deadline reports some 9.2e18 s
 
 
 class Services:
@@ -44,15 +40,19 @@ class Services:
         config: settings.
         models: the hosted models.
         batcher: which runs their operations.
+        training: answers `TrainingService`.
 
     Attributes:
         sessions: the open streams.
     """
 
-    def __init__(self, config: ServerConfig, models: ModelStore, batcher: Batcher) -> None:
+    def __init__(
+        self, config: ServerConfig, models: ModelStore, batcher: Batcher, training: TrainingService
+    ) -> None:
         self._config = config
         self._models = models
         self._batcher = batcher
+        self._training = training
         self.sessions: set[StreamSession] = set()
         self._draining = False
 
@@ -70,6 +70,7 @@ class Services:
                 "PredictStream": stream(self._stream(PredictSession)),
             },
             EXCHANGE_SERVICE: {"Exchange": stream(self._stream(ExchangeSession))},
+            TRAINING_SERVICE: self._training.handlers(),
         }
         return tuple(
             grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()
@@ -78,6 +79,7 @@ class Services:
     def drain(self) -> None:
         """Open no more sessions, and ask those that are open to end."""
         self._draining = True
+        self._training.drain()
         for session in self.sessions:
             session.drain()
 
@@ -86,9 +88,9 @@ class Services:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handler(raw: bytes, context: Context) -> bytes:
             async def run() -> bytes:
-                return await call(raw, self._deadline_s(context))
+                return await call(raw, deadline_of(context, longest_s=self._config.max_deadline_s))
 
-            return await self._guard(context, run)
+            return await guarded(context, run)
 
         return handler
 
@@ -108,35 +110,9 @@ class Services:
                 finally:
                     self.sessions.discard(session)
 
-            await self._guard(context, run)
+            await guarded(context, run)
 
         return handler
-
-    async def _guard(self, context: Context, run: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await run()
-        except DeltaError as error:
-            refusal = error
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            raise
-        except Exception as error:  # its text may hold contents of a request (I6)
-            if context.cancelled() or context.done():
-                raise asyncio.CancelledError from None
-            event("call failed", kind=type(error).__name__)
-            refusal = InternalError("a defect in the server; see its log")
-        status, text, metadata = status_of(refusal)
-        event("call refused", status=status.name, reason=metadata[0][1])
-        await context.abort(status, text, metadata)
-        raise AssertionError  # abort never returns
-
-    def _deadline_s(self, context: Context) -> float:
-        remaining = cast("float | None", context.time_remaining())
-        longest = self._config.max_deadline_s
-        if remaining is None or remaining > _NO_DEADLINE_S:
-            raise RequestError(f"the call has no deadline; set one of at most {longest:g} s")
-        if remaining > longest:
-            raise RequestError(f"the call's deadline is too long; set one of at most {longest:g} s")
-        return float(remaining)
 
     async def _predict(self, raw: bytes, deadline_s: float) -> bytes:
         return await predict(raw, models=self._models, batcher=self._batcher, deadline_s=deadline_s)

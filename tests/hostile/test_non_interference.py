@@ -20,8 +20,8 @@ from delta.privacy.ledger import InMemoryLedger
 from delta.release.memo import InMemoryMemo
 from delta.release.noise import NoiseKey
 from delta.release.releaser import Released, Releaser
-from delta.training.cloud_stage import release_records
 from delta.training.private_stage import Labelled
+from delta.training.uploads import release_records
 from tests.clouds import Answer, ScriptedCloud, honest, hostile_clouds
 from tests.non_interference import Batch, interferences, transcript_of
 from tests.trained import Trained

@@ -15,11 +15,12 @@ from delta.errors import ConfigError, ModelError
 from delta.methods.delta.private import DeltaMethod
 from delta.release.noise import NoiseKey
 from delta.training.api import train
-from delta.training.cache import WeightCache
-from delta.training.cloud_stage import build_release, train_cloud_stage
+from delta.training.checkpoint import FitStore
+from delta.training.cloud_stage import Stage2, train_cloud_stage
 from delta.training.config import FitConfig, MainConfig, NoiseConfig, TrainConfig
 from delta.training.controls import Controls, measure_controls
 from delta.training.private_stage import Labelled, train_private_stage
+from delta.training.release_stage import build_release
 from delta.transport.inprocess import InProcessTransport
 from tests.trained import reduced, settings, small_parts
 
@@ -163,22 +164,26 @@ def test_augmented_views_reach_the_private_models(few, augment):
     assert not torch.equal(*weights)
 
 
-def test_a_damaged_cache_is_trained_anew_to_the_same_weights(few, tmp_path):
+def test_finished_fits_are_taken_and_damaged_ones_trained_anew_to_the_same_weights(few, tmp_path):
     config = TrainConfig.of(settings(**QUICK))
+    warnings: list[str] = []
 
     def run() -> tuple[dict[str, int], str]:
         steps = _Steps()
-        cache = WeightCache(tmp_path, {"data": "few"})
-        stage = train_private_stage(small_parts(), few.train, config, progress=steps, cache=cache)
-        train_cloud_stage(stage, config, key=NoiseKey(bytes(32)), progress=steps, cache=cache)
+        store = FitStore(tmp_path, {"data": "few"}, warn=warnings.append)
+        stage = train_private_stage(small_parts(), few.train, config, progress=steps, store=store)
+        train_cloud_stage(stage, config, where=Stage2(store=store), key=NoiseKey(bytes(32)), progress=steps)
         return steps.done, build_release(stage, config)[0].release_hash
 
     fresh, reference = run()
     assert set(fresh) == {"whole model", "main model", "cloud model"}
     assert run() == ({}, reference)
-    for path in tmp_path.iterdir():
+    assert warnings == []
+    for path in tmp_path.glob("*/*.safetensors"):
         path.write_bytes(path.read_bytes()[:-100])
     assert run() == (fresh, reference)
+    assert len(warnings) == 3
+    assert all("starting anew" in warning for warning in warnings)
     assert run() == ({}, reference)
 
 
@@ -188,7 +193,7 @@ def test_a_damaged_cache_is_trained_anew_to_the_same_weights(few, tmp_path):
 def test_the_controls_stand_where_they_should(trained):
     stage, config = trained.stages["none"], TrainConfig.of(settings())
     key = NoiseKey(bytes(32))
-    controls = measure_controls(trained.private, stage, trained.test, config, key=key)
+    controls = measure_controls(trained.private, stage, trained.test, config, key=key).controls
     assert controls.noiseless_bits == controls.delta  # the mechanism itself has no noise
     assert controls.private_only > 30  # ten classes
     assert controls.main_alone > 30
@@ -205,9 +210,11 @@ def test_the_noiseless_control_of_a_noisy_release_is_trained_or_taken(trained):
     key, steps = NoiseKey(bytes(32)), _Steps()
     taken = measure_controls(
         trained.private, noisy, trained.test, config, key=key, noiseless=clean, progress=steps
-    )
+    ).controls
     assert steps.done == {}
-    trained_now = measure_controls(trained.private, noisy, trained.test, config, key=key, progress=steps)
+    trained_now = measure_controls(
+        trained.private, noisy, trained.test, config, key=key, progress=steps
+    ).controls
     assert set(steps.done) == {"noiseless control"}
     assert taken.delta == trained_now.delta
     assert abs(taken.random_bits - taken.main_alone) <= 6

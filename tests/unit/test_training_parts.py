@@ -1,18 +1,20 @@
-"""The parts of training: the fit, augmentation, the cache, and what a configuration refuses."""
+"""The parts of training: the fit, augmentation, and what a configuration refuses."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from delta.errors import ConfigError, InputError
-from delta.training.cache import WeightCache
+from delta.errors import ConfigError
+from delta.training.checkpoint import CheckpointStore
 from delta.training.config import FitConfig, MainConfig, TrainConfig
 from delta.training.controls import accuracy, random_bits
 from delta.training.fit import augmented, distillation_loss, fit, logits_of
+from delta.training.orthogonality import soft_orthogonality, trainable_convolutions
 from tests.trained import settings
 
 # Fit
@@ -26,9 +28,9 @@ def _fitted(
     x, seen = torch.randn(records, 3), []
     y = (x[:, 0] > 0).long()
 
-    def forward(index: torch.Tensor) -> torch.Tensor:
+    def forward(net: nn.Module, index: torch.Tensor) -> torch.Tensor:
         seen.append(index)
-        return model(x[index])
+        return net(x[index])
 
     fit(
         model,
@@ -65,7 +67,7 @@ def test_progress_counts_every_step():
     model = nn.Linear(3, 2)
     fit(
         model,
-        lambda index: model(torch.ones(len(index), 3)),
+        lambda net, index: net(torch.ones(len(index), 3)),
         lambda logits, index: logits.square().mean(),
         records=10,
         config=FitConfig(epochs=3, batch=4),
@@ -74,6 +76,83 @@ def test_progress_counts_every_step():
         stage="a stage",
     )
     assert told == [("a stage", i, 9) for i in range(1, 10)]
+
+
+def _toy(model: nn.Module, *, value: Callable[[torch.Tensor], torch.Tensor], **options: Any) -> None:
+    fit(
+        model,
+        lambda net, index: net(torch.ones(len(index), 3)),
+        lambda logits, index: value(logits),
+        records=10,
+        config=FitConfig(epochs=3, batch=4),
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
+
+
+def test_a_report_tells_the_mean_loss_at_the_end():
+    told: list[tuple[int, int, float]] = []
+    _toy(nn.Linear(3, 2), value=lambda z: 0.0 * z.sum() + 5.0, report=lambda *seen: told.append(seen))
+    assert told[-1] == (9, 9, 5.0)
+    assert len(told) <= 2  # it takes no second
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_fit_and_is_never_stored(tmp_path, spoilt):
+    steps: list[int] = []
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        steps.append(len(steps) + 1)
+        return logits.square().mean() * (spoilt if len(steps) == 5 else 1.0)
+
+    store = CheckpointStore(tmp_path, identity="one", every_steps=1)
+    with pytest.raises(ConfigError, match="a stage: the loss is not finite at step 5; lower learning_rate"):
+        _toy(nn.Linear(3, 2), value=value, checkpoints=store, stage="a stage")
+    assert store.latest().step == 4
+
+
+def test_a_gradient_that_is_not_finite_ends_the_fit_too():
+    # √ has an infinite slope at 0, where its value is finite.
+    with pytest.raises(ConfigError, match="not finite at step 1"):
+        _toy(nn.Linear(3, 2), value=lambda z: (0.0 * z).abs().sqrt().mean())
+
+
+def test_bfloat16_is_the_forwards_and_float32_the_weights_and_the_losses():
+    model, seen = nn.Linear(3, 2), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return logits.square().mean()
+
+    _toy(model, value=value, precision="bfloat16")
+    assert set(seen[::2]) == {torch.bfloat16}
+    assert set(seen[1::2]) == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_soft_orthogonality_is_zero_for_orthonormal_filters_alone():
+    wide, tall = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 12, 3)
+    convolutions = trainable_convolutions(nn.Sequential(wide, tall, nn.Linear(2, 2)))
+    assert convolutions == [wide, tall]
+    W, V = wide.weight.flatten(1), tall.weight.flatten(1)
+    expected = (W @ W.T - torch.eye(4)).square().sum() + (V.T @ V - torch.eye(9)).square().sum()
+    torch.testing.assert_close(soft_orthogonality(convolutions), expected)
+    for convolution in convolutions:
+        nn.init.orthogonal_(convolution.weight)
+    assert float(soft_orthogonality(convolutions).detach()) < 1e-9
+    wide.requires_grad_(False)
+    assert trainable_convolutions(nn.Sequential(wide, tall)) == [tall]
+
+
+def test_a_fit_with_orthogonality_ends_nearer_to_it():
+    def fitted(weight: float) -> float:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 2, 1), nn.Flatten())
+        _toy(model, value=lambda z: z.square().mean(), orthogonality=weight)
+        return float(soft_orthogonality(trainable_convolutions(model)).detach())
+
+    assert fitted(1.0) < fitted(0.0)
 
 
 def test_fewer_records_than_a_batch_are_one_batch():
@@ -125,82 +204,6 @@ def test_an_augmented_image_is_a_shift_of_itself_or_of_its_mirror(how):
 def test_no_augmentation_changes_nothing():
     x = torch.randn(3, 1, 4, 4)
     assert augmented(x, "none", generator=torch.Generator()) is x
-
-
-# Cache
-
-
-def _module(seed: int, width: int = 3) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width))
-
-
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
-
-
-def test_kept_weights_come_back(tmp_path):
-    cache = WeightCache(tmp_path / "deep" / "cache", {"data": "x"})
-    cache.keep("main", {"epochs": 1}, _module(0))
-    module = _module(1)
-    assert WeightCache(tmp_path / "deep" / "cache", {"data": "x"}).restore("main", {"epochs": 1}, module)
-    assert _same(module, _module(0))
-
-
-@pytest.mark.parametrize(
-    ("context", "name", "chosen"),
-    [
-        ({"data": "y"}, "main", {"epochs": 1}),
-        ({"data": "x"}, "whole", {"epochs": 1}),
-        ({"data": "x"}, "main", {}),
-    ],
-)
-def test_another_context_name_or_setting_is_another_file(tmp_path, context, name, chosen):
-    WeightCache(tmp_path, {"data": "x"}).keep("main", {"epochs": 1}, _module(0))
-    module = _module(1)
-    assert not WeightCache(tmp_path, context).restore(name, chosen, module)
-    assert _same(module, _module(1))
-
-
-def _flip(data: bytes) -> bytes:
-    return data[:50] + bytes([data[50] ^ 1]) + data[51:]
-
-
-@pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: b"", lambda d: d + b"x", _flip])
-def test_a_damaged_file_is_no_file(tmp_path, damage):
-    cache = WeightCache(tmp_path, {})
-    cache.keep("main", {}, _module(0))
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
-    module = _module(1)
-    assert not cache.restore("main", {}, module)
-    assert _same(module, _module(1))
-    cache.keep("main", {}, _module(0))
-    assert cache.restore("main", {}, module)
-
-
-def test_weights_that_do_not_fit_touch_nothing(tmp_path):
-    cache = WeightCache(tmp_path, {})
-    cache.keep("main", {}, _module(0))
-    wider = _module(1, width=4)
-    assert not cache.restore("main", {}, wider)
-    assert _same(wider, _module(1, width=4))
-
-
-def test_a_cache_that_cannot_be_written_says_so_and_leaves_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        WeightCache(tmp_path / "file" / "cache", {}).keep("main", {}, _module(0))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_kept_file_stands_alone(tmp_path: Path):
-    cache = WeightCache(tmp_path, {})
-    cache.keep("main", {}, _module(0))
-    cache.keep("main", {}, _module(1))
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 # Configuration

@@ -1,0 +1,249 @@
+"""`delta train`: both stages, the second against a cloud of another process, ending in a bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from delta.cli.output import check_writable, progress, say, table, warn, write_json
+
+if TYPE_CHECKING:
+    from delta_client import GrpcTrainingCloud
+
+    from delta.data.records import DataSplits
+    from delta.models.splitting import Parts
+    from delta.training.folder import RunFolder
+    from delta.training.run import Run
+    from delta.training.run_config import RunConfig
+
+__all__ = ["train"]
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file of a run; see configs/.")],
+    cloud: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a cloud that trains; none starts one on this machine.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run, where a cut one goes on; default: runs/NAME.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the file, such as noise={epsilon: 8}; repeatable."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Another source than the file's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Training records at most.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Another seed than the file's.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Of training, also in a cloud started here: cpu, cuda or cuda:N.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one training in a cloud started here.")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints that several runs share; default: in --out.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger of what was released; default: ledger.jsonl in --out.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option(help="Fetch the archive of cifar10:FOLDER or cifar100:FOLDER first.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option(help="Give up the checkpoints of whatever run --out holds.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
+) -> None:
+    """Train on the private side, release once, let a cloud train on the bits, and measure every control."""
+    from delta.bundle.store import save_bundle
+    from delta.config import canonical_hash
+    from delta.data.load import download_dataset
+    from delta.device import device_of
+    from delta.privacy.disk_ledger import DiskLedger
+    from delta.training.checkpoint import FitStore
+    from delta.training.cloud_stage import Stage2
+    from delta.training.folder import RunFolder
+    from delta.training.run import run_training
+    from delta.training.run_config import RunConfig
+
+    started = time.perf_counter()
+    check_writable(json)
+    given = {"data.limit": limit, "seed": seed, "device": device}
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if data is not None:
+        changes.insert(0, f"data={{source: {_quoted(data)}}}")
+    run = RunConfig.read(config, changes=(*changes, *(change or ())))
+    device_of(run.device)
+    folder = RunFolder(out or Path("runs") / run.name)
+    check_writable(folder.summary)
+    if download:
+        say(f"downloaded {download_dataset(run.data.source or '')}")
+    splits = _load_data(run)
+    parts = _build(run, splits)
+    say(
+        f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test records; "
+        f"model: {run.model.target}, split at {parts.at}"
+    )
+    # What determines the fits beside the settings; a shared folder of checkpoints is keyed by it.
+    basis = canonical_hash([splits.train.fingerprint(), run.model.model_dump(mode="json")])
+    store = folder.claim(run, data=basis, restart=restart)
+    if checkpoints is not None:
+        store = FitStore(checkpoints, folder.context(basis), warn=warn)
+    # Silence keeps the budget that the ledger has; a word changes it.
+    budget = run.subject_budget if "budget" in run.model_fields_set else None
+    with (
+        DiskLedger(ledger or folder.ledger, budget=budget) as book,
+        _cloud(run, parts, folder, cloud, workers) as training,
+        progress() as watch,
+    ):
+        where = Stage2(cloud=training, ledger=book, folder=folder.releases, store=store)
+        result = run_training(parts, splits, run.training, where=where, progress=watch)
+        save_bundle(result.bundle, folder.bundle)
+        promoted = _promote(run, result, training, parts)
+    figures = _figures(run, result, splits, promoted=promoted, seconds=time.perf_counter() - started)
+    write_json(folder.summary, figures)
+    write_json(json, figures)
+    if str(json) != "-":
+        _show(run, result, folder, figures)
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+def _load_data(run: RunConfig) -> DataSplits:
+    from delta.data.load import load_dataset
+    from delta.data.resize import resized
+    from delta.data.target import load_target
+
+    data = run.data
+    if data.source is not None:
+        return load_dataset(
+            data.source, limit=data.limit, test_limit=data.test_limit, seed=run.seed, size=data.size
+        )
+    splits = load_target(str(data.target), seed=run.seed)
+    splits = splits.limited(data.limit, test_limit=data.test_limit, seed=run.seed)
+    return splits if data.size is None else resized(splits, data.size)
+
+
+def _build(run: RunConfig, splits: DataSplits) -> Parts:
+    """The whole model, split; ours get classes and channels from the data."""
+    import torch
+
+    from delta.models.splitting import split
+    from delta.models.targets import OURS, build_target, full_target
+    from delta.models.weights import load_weights
+
+    target = full_target(run.model.target)
+    arguments: dict[str, Any] = dict(run.model.arguments)
+    channels, height, width = splits.image_shape
+    if target in OURS:
+        own: dict[str, Any] = {"classes": len(splits.class_names), "in_channels": channels}
+        if min(height, width) >= 128:
+            own["stem"] = "imagenet"
+        arguments = {**own, **arguments}
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        model = build_target(target, arguments, allowed={target})
+    if run.model.weights is not None:
+        load_weights(model, run.model.weights)
+    example = torch.zeros(2, channels, height, width)
+    return split(model, at=run.model.split_at, example=example, target=target, arguments=arguments)
+
+
+@contextmanager
+def _cloud(
+    run: RunConfig, parts: Parts, folder: RunFolder, address: str | None, workers: int | None
+) -> Iterator[GrpcTrainingCloud]:
+    """A session with the cloud at an address, or with one that is started here and ends with the run."""
+    from delta_client import GrpcTrainingCloud, TenantToken
+    from delta_server.config import parse_listen
+    from delta_server.launch import ServerProcess
+
+    from delta.errors import ConfigError
+
+    token = TenantToken.at(folder.token)
+    if address is not None:
+        if parse_listen(address)[1] == 0:
+            raise ConfigError(f"{address!r} names no port; give the HOST:PORT that the cloud has printed")
+        if workers is not None:
+            raise ConfigError(
+                "--workers is of a cloud started here; give it to `delta serve --train-workers`"
+            )
+        with GrpcTrainingCloud(address, token.secret) as training:
+            yield training
+        return
+    allow = [parts.architecture.target] if parts.architecture is not None else []
+    with (
+        ServerProcess.start(
+            training=folder.cloud_store, train_workers=workers, device=run.device, allow=allow,
+            log_path=folder.cloud_log,
+        ) as server,
+        GrpcTrainingCloud(server.address, token.secret) as training,
+    ):  # fmt: skip
+        say(f"cloud: process {server.pid}, listening on {server.address}")
+        yield training
+
+
+def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, parts: Parts) -> bool:
+    """Let the cloud serve what it trained, as the configuration says; private records decide nothing."""
+    import torch
+
+    from delta.data.load import load_dataset
+    from delta.errors import ConfigError
+    from delta.release.noise import NoiseKey
+    from delta.training.controls import accuracy, cloud_logits
+    from delta.training.private_stage import Labelled
+    from delta.training.uploads import release_records
+
+    if run.promote == "never":
+        return False
+    stage = result.stage
+    if run.promote != "always":
+        public = load_dataset(run.promote.public_data, seed=run.seed, size=run.data.size).test
+        if (
+            public.class_names != result.bundle.manifest.class_names
+            or public.image_shape != parts.input_shape
+        ):
+            raise ConfigError("promote.public_data differs from the data in classes or image shape")
+        test = Labelled.of(public, result.bundle.manifest.input)
+        bits = release_records(stage.private, stage.release, test, key=NoiseKey.generate())
+        found = accuracy(cloud_logits(stage.cloud, bits, device=torch.device(run.device)), test.y)
+        if found < run.promote.min_cloud_accuracy:
+            return False
+    training.promote(*stage.job, result.bundle.manifest)
+    return True
+
+
+def _figures(
+    run: RunConfig, result: Run, splits: DataSplits, *, promoted: bool, seconds: float
+) -> dict[str, Any]:
+    from delta.training.report import run_figures
+
+    return run_figures(run, result, splits, promoted=promoted, seconds=seconds)
+
+
+def _show(run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any]) -> None:
+    from delta.training.report import run_rows
+
+    table(
+        "Accuracy on the test records, and what it cost (tee: simulated)",
+        ["", run.name],
+        run_rows(run, result),
+    )
+    for line in (*result.claim.lines(), result.verdict):
+        say(line)
+    if result.stage.bad_answers:
+        warn(
+            f"{result.stage.bad_answers} answers of the cloud were not fit to use; M_main learned without them"
+        )
+    say(f"bundle: {folder.bundle}   figures: {folder.summary}   took {figures['seconds']:.0f} s")
+    allow = "" if run.model.target.find(":") < 0 else f" --allow {run.model.target}"
+    say(f"serve it with: delta serve --bundle {folder.bundle}{allow}")

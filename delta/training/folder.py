@@ -1,0 +1,96 @@
+"""The folder of a run: what it keeps, and that it is this run's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import delta
+from delta.config import canonical_hash
+from delta.errors import CheckpointError
+from delta.files import write_whole
+from delta.training.checkpoint import FitStore
+from delta.training.run_config import RunConfig
+
+__all__ = ["RunFolder"]
+
+_FREE = {"promote", "budget"}  # settings that no stored state depends on
+
+
+class RunFolder:
+    """Where a run keeps its checkpoints, released bytes, keys, ledger and bundle.
+
+    A run that was cut goes on here when it is started again with the same configuration and data.
+
+    Args:
+        path: of the folder, made on first use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bundle = path / "bundle"
+        self.releases = path / "releases"
+        self.ledger = path / "ledger.jsonl"
+        self.token = path / "tenant.token"
+        self.cloud_store = path / "cloud"
+        self.cloud_log = path / "cloud.log"
+        self.summary = path / "summary.json"
+        self._checkpoints = path / "checkpoints"
+        self._run = path / "run.json"
+
+    def claim(self, config: RunConfig, *, data: str, restart: bool = False) -> FitStore:
+        """Make the folder this run's, or find that it is; returns its checkpoints.
+
+        Args:
+            config: of the run.
+            data: fingerprint of its data.
+            restart: give up the checkpoints of whatever run is there. Released bytes and the ledger stay: what
+                was sent was sent.
+
+        Raises:
+            CheckpointError: it holds another run, or its note is damaged; nothing is changed.
+            InputError: it cannot be written.
+        """
+        settings = {"config": config.model_dump(mode="json", exclude=_FREE), "data": data}
+        if restart:
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+        elif self._run.exists():
+            self._check(settings)
+        note = {**settings, "identity": canonical_hash(settings), "delta": delta.__version__}
+        write_whole(self._run, json.dumps(note, indent=1).encode() + b"\n", mode=0o600)
+        return FitStore(self._checkpoints, self.context(data))
+
+    @staticmethod
+    def context(data: str) -> dict[str, str]:
+        """What determines fits beside their settings: the data, and the version of the code."""
+        return {"data": data, "delta": delta.__version__}
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        advice = "choose another --out, or give up what it holds with --restart"
+        try:
+            found = json.loads(self._run.read_bytes())
+            held = {"config": found["config"], "data": found["data"]}
+            if found["identity"] != canonical_hash(held):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{self._run} is damaged; {advice}") from None
+        other = sorted(_differences(held["config"], settings["config"]))
+        if held["data"] != settings["data"]:
+            other.append("the data")
+        if other:
+            raise CheckpointError(
+                f"{self.path} holds a run of another configuration, which differs in {', '.join(other)}; {advice}"
+            )
+
+
+def _differences(one: Any, other: Any, where: str = "") -> set[str]:  # noqa: ANN401
+    """Names of the settings that differ, such as `cloud_fit.epochs`."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = set()
+        for key in one.keys() | other.keys():
+            name = f"{where}.{key}" if where else str(key)
+            found |= _differences(one.get(key), other.get(key), name)
+        return found
+    return set() if one == other else {where}

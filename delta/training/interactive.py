@@ -1,0 +1,197 @@
+"""Interactive stage 2, the paper's exchange: a batch's bits up, z_cloud down, M_main on the merged loss.
+
+The cloud steps on its own loss, the private side on its own: no gradient crosses (I3). Bits and labels are the
+stored ones in every epoch, in batches that are fixed beforehand, whatever the cloud answers (I1).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from delta.errors import CloudAnswerError
+from delta.methods.delta.fusion import check_answer
+from delta.methods.delta.parts import PrivateParts
+from delta.training.checkpoint import Checkpoint, FitStore
+from delta.training.cloud import InteractiveSession, TrainingCloud
+from delta.training.config import TrainConfig
+from delta.training.descent import Descent
+from delta.training.fit import Progress, augmented, placed
+from delta.training.private_stage import PrivateStage
+from delta.training.spec import DatasetSpec, JobSpec
+from delta.training.uploads import Uploads
+
+__all__ = ["Interactive", "train_interactively"]
+
+_STATES = 100  # that both sides store over a whole training
+
+
+@dataclass(frozen=True)
+class Interactive:
+    """What interactive training leaves.
+
+    Attributes:
+        names: data set and job, as the cloud knows them.
+        parts: the private modules, with the main model as it ended.
+        held_out: z_cloud of the held-out records, in their order, `[h, classes]`.
+        bad_answers: exchanges whose answer was not fit to use; M_main then learned by itself.
+    """
+
+    names: tuple[str, str]
+    parts: PrivateParts
+    held_out: Tensor
+    bad_answers: int
+
+
+class _Main:
+    """M_main in training on z_main + clip(z_cloud), and on z_main alone so that no cloud can steer it away."""
+
+    def __init__(self, parts: PrivateParts, config: TrainConfig, *, steps: int, device: torch.device) -> None:
+        self.model = placed(copy.deepcopy(parts.main).requires_grad_(True), device)
+        self._parts = parts.to(device)
+        self._bound, self._augment, self._device = config.logit_bound, config.augment, device
+        fit = config.cloud_fit.model_copy(update={"learning_rate": config.merged_learning_rate})
+        self.descent = Descent(self.model, fit, steps=steps, precision=config.precision, device=device)
+        self.generator = torch.Generator().manual_seed(config.seed + 3)
+
+    def step(self, x: Tensor, y: Tensor, z_cloud: Tensor | None) -> None:
+        """One step on records `[n, c, h, w]`, true labels `[n]` and z_cloud `[n, classes]`, if there is any."""
+        x, y = x.to(self._device), y.to(self._device)
+        with torch.no_grad():
+            images = augmented(x, self._augment, generator=self.generator)
+            view = self._parts.decomposer.main_input(self._parts.decomposer(self._parts.backbone(images)))
+        self.model.train()
+        with self.descent.precision():
+            z_main: Tensor = self.model(view).float()
+        loss = nn.functional.cross_entropy(z_main, y)
+        if z_cloud is not None:
+            merged = z_main + z_cloud.to(self._device).clamp(-self._bound, self._bound)
+            loss = 0.5 * (loss + nn.functional.cross_entropy(merged, y))
+        self.descent.step(loss)
+
+    def checkpoint(self, step: int, bad_answers: int) -> Checkpoint:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"descent.{name}": tensor for name, tensor in self.descent.tensors().items()}
+        tensors["generator"] = self.generator.get_state()
+        state = {"descent": self.descent.state(), "bad_answers": bad_answers}
+        return Checkpoint(step=step, finished=False, tensors=tensors, state=state)
+
+    def restore(self, stored: Checkpoint) -> None:
+        own = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(stored.tensors[f"model.{name}"])
+        prefix = "descent."
+        moments = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
+        self.descent.load(moments, stored.state["descent"])
+        self.generator.set_state(stored.tensors["generator"])
+
+
+def train_interactively(
+    stage: PrivateStage,
+    config: TrainConfig,
+    uploads: Uploads,
+    dataset: DatasetSpec,
+    job: JobSpec,
+    *,
+    parts: PrivateParts,
+    cloud: TrainingCloud,
+    names: Callable[[JobSpec], tuple[str, str]],
+    store: FitStore | None,
+    progress: Progress,
+    label: str,
+) -> Interactive:
+    """Exchange every batch of every epoch, then ask for the held-out records.
+
+    Both sides store their state at the same steps, the cloud first: a side that was killed goes on from the last
+    one that both have.
+
+    Args:
+        stage: stage 1.
+        config: epochs and batch of `cloud_fit`, learning rate of M_main.
+        uploads: the stored releases.
+        dataset: as the cloud is told.
+        job: likewise, without its number of steps.
+        parts: the frozen private modules; M_main is copied.
+        cloud: that trains.
+        names: data set and job by the job's specification.
+        store: checkpoints of the private side.
+        progress: told after every exchange.
+        label: the name it is told.
+
+    Raises:
+        CloudError: the cloud failed; the same call goes on from the last state that both sides have.
+    """
+    kept = (~uploads.releases.held_out).nonzero().flatten()
+    batch = min(config.cloud_fit.batch, len(kept))
+    starts = [start for start in range(0, len(kept), batch) if len(kept) - start >= 2]
+    steps = config.cloud_fit.epochs * len(starts)
+    job = job.model_copy(update={"steps": steps})
+    named = names(job)
+    device = torch.device(config.device)
+    main = _Main(parts, config, steps=steps, device=device)
+    checkpoints = store.of("merged", [*named, config.model_dump(mode="json")]) if store is not None else None
+    stored = checkpoints.latest() if checkpoints is not None else None
+    begun = 0 if stored is None else stored.step
+    stride = -(-steps // _STATES)  # by steps, not by the clock: what is sent must not depend on it (I1)
+    bad_answers = 0
+    if stored is not None:
+        main.restore(stored)
+        bad_answers = int(stored.state["bad_answers"])
+    cloud.create(named[0], dataset)
+    with cloud.interact(*named, job, step=begun) as session:
+        for step, index in _batches(kept, batch, starts, config):
+            if step <= begun:
+                continue
+            bits, told = uploads.releases.bits[index], uploads.releases.labels[index]
+            due = checkpoints is not None and (step % stride == 0 or step == steps)
+            z_cloud = _answer(session, bits, told, update=True, checkpoint=due, classes=dataset.classes)
+            bad_answers += z_cloud is None
+            places = uploads.origin[index]
+            main.step(stage.fit.x[places], stage.fit.y[places], z_cloud)
+            if checkpoints is not None and due:
+                checkpoints.save(main.checkpoint(step, bad_answers))
+            progress(label, step, steps)
+        rows = _held_out(session, uploads, batch, dataset.classes)
+    trained = replace(parts.to(torch.device("cpu")), main=main.model.cpu().eval().requires_grad_(False))
+    return Interactive(named, trained, uploads.held_out_rows(rows, fit_records=len(stage.fit.y)), bad_answers)
+
+
+def _batches(
+    kept: Tensor, batch: int, starts: list[int], config: TrainConfig
+) -> Iterator[tuple[int, Tensor]]:
+    """Each step's positions in the upload; a function of public settings and of the upload's keyed order."""
+    generator = torch.Generator().manual_seed(config.seed + 2)
+    step = 0
+    for _ in range(config.cloud_fit.epochs):
+        order = kept[torch.randperm(len(kept), generator=generator)]
+        for start in starts:
+            step += 1
+            yield step, order[start : start + batch]
+
+
+def _answer(
+    session: InteractiveSession, bits: Tensor, labels: Tensor, *, update: bool, checkpoint: bool, classes: int
+) -> Tensor | None:
+    """z_cloud of a batch, or none where the answer is not fit to use (I4)."""
+    answer = session.exchange(bits, labels, update=update, checkpoint=checkpoint)
+    try:
+        return check_answer(answer, records=len(bits), classes=classes)
+    except CloudAnswerError:
+        return None
+
+
+def _held_out(session: InteractiveSession, uploads: Uploads, batch: int, classes: int) -> Tensor:
+    """z_cloud of the held-out records in upload order, asked for in batches of one size."""
+    bits = uploads.releases.bits[uploads.releases.held_out]
+    labels = torch.zeros(len(bits), dtype=torch.int64)
+    rows = []
+    for start in range(0, len(bits), batch):
+        part = slice(start, start + batch)
+        answer = session.exchange(bits[part], labels[part], update=False)
+        rows.append(check_answer(answer, records=len(bits[part]), classes=classes))
+    return torch.cat(rows)
