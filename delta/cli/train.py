@@ -15,13 +15,15 @@ from delta.cli.output import check_writable, progress, say, table, warn, write_j
 if TYPE_CHECKING:
     from delta_client import GrpcTrainingCloud
 
-    from delta.data.records import DataSplits
+    from delta.data.records import Dataset, DataSplits
     from delta.models.splitting import Parts
     from delta.training.folder import RunFolder
     from delta.training.run import Run
     from delta.training.run_config import RunConfig
 
 __all__ = ["train"]
+
+_STORE_S = 30.0  # in which a cloud that has lost its run ends
 
 
 def train(
@@ -65,7 +67,7 @@ def train(
     from delta.data.load import download_dataset
     from delta.device import device_of
     from delta.privacy.disk_ledger import DiskLedger
-    from delta.training.checkpoint import FitStore
+    from delta.release.components import component_hash
     from delta.training.cloud_stage import Stage2
     from delta.training.folder import RunFolder
     from delta.training.run import run_training
@@ -79,37 +81,57 @@ def train(
         changes.insert(0, f"data={{source: {_quoted(data)}}}")
     run = RunConfig.read(config, changes=(*changes, *(change or ())))
     device_of(run.device)
+    _check_address(cloud, workers)
     folder = RunFolder(out or Path("runs") / run.name)
     check_writable(folder.summary)
     if download:
         say(f"downloaded {download_dataset(run.data.source or '')}")
     splits = _load_data(run)
+    public = _public(run, splits)
     parts = _build(run, splits)
     say(
         f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test records; "
         f"model: {run.model.target}, split at {parts.at}"
     )
     # What determines the fits beside the settings; a shared folder of checkpoints is keyed by it.
-    basis = canonical_hash([splits.train.fingerprint(), run.model.model_dump(mode="json")])
-    store = folder.claim(run, data=basis, restart=restart)
-    if checkpoints is not None:
-        store = FitStore(checkpoints, folder.context(basis), warn=warn)
+    basis = canonical_hash(
+        [
+            splits.train.fingerprint(),
+            run.model.model_dump(mode="json"),
+            component_hash(parts.model.state_dict()),
+        ]
+    )
+    store = folder.claim(run, data=basis, restart=restart, checkpoints=checkpoints, warn=warn)
     # Silence keeps the budget that the ledger has; a word changes it.
     budget = run.subject_budget if "budget" in run.model_fields_set else None
     with (
-        DiskLedger(ledger or folder.ledger, budget=budget) as book,
+        DiskLedger(ledger or folder.ledger, budget=budget, warn=warn) as book,
         _cloud(run, parts, folder, cloud, workers) as training,
         progress() as watch,
     ):
         where = Stage2(cloud=training, ledger=book, folder=folder.releases, store=store)
         result = run_training(parts, splits, run.training, where=where, progress=watch)
         save_bundle(result.bundle, folder.bundle)
-        promoted = _promote(run, result, training, parts)
+        promoted = _promote(run, result, training, public)
     figures = _figures(run, result, splits, promoted=promoted, seconds=time.perf_counter() - started)
     write_json(folder.summary, figures)
     write_json(json, figures)
     if str(json) != "-":
         _show(run, result, folder, figures)
+
+
+def _check_address(address: str | None, workers: int | None) -> None:
+    """Refuse an address that is none, or options that do not go with it."""
+    from delta_server.config import parse_listen
+
+    from delta.errors import ConfigError
+
+    if address is None:
+        return
+    if parse_listen(address)[1] == 0:
+        raise ConfigError(f"{address!r} names no port; give the HOST:PORT that the cloud has printed")
+    if workers is not None:
+        raise ConfigError("--workers is of a cloud started here; give it to `delta serve --train-workers`")
 
 
 def _quoted(text: str) -> str:
@@ -164,23 +186,18 @@ def _cloud(
 ) -> Iterator[GrpcTrainingCloud]:
     """A session with the cloud at an address, or with one that is started here and ends with the run."""
     from delta_client import GrpcTrainingCloud, TenantToken
-    from delta_server.config import parse_listen
     from delta_server.launch import ServerProcess
-
-    from delta.errors import ConfigError
 
     token = TenantToken.at(folder.token)
     if address is not None:
-        if parse_listen(address)[1] == 0:
-            raise ConfigError(f"{address!r} names no port; give the HOST:PORT that the cloud has printed")
-        if workers is not None:
-            raise ConfigError(
-                "--workers is of a cloud started here; give it to `delta serve --train-workers`"
-            )
         with GrpcTrainingCloud(address, token.secret) as training:
+            training.delete(
+                "0" * 32
+            )  # of none: a cloud that is absent or does not train shows before any work
             yield training
         return
     allow = [parts.architecture.target] if parts.architecture is not None else []
+    _await_store(folder.cloud_store)
     with (
         ServerProcess.start(
             training=folder.cloud_store, train_workers=workers, device=run.device, allow=allow,
@@ -192,12 +209,45 @@ def _cloud(
         yield training
 
 
-def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, parts: Parts) -> bool:
+def _await_store(store: Path) -> None:
+    """Wait until the cloud of a run that was killed has let go of its store, as it does by itself."""
+    import fcntl
+
+    deadline = time.monotonic() + _STORE_S
+    try:
+        with (store / "lock").open("rb") as lock:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(0.05)
+                else:
+                    return
+    except OSError:  # a new store; the server says what is wrong with any other
+        return
+
+
+def _public(run: RunConfig, splits: DataSplits) -> Dataset | None:
+    """The public records that decide whether the cloud may serve the model; none where nothing is to decide.
+
+    Raises:
+        ConfigError: they do not fit the data.
+    """
+    from delta.data.load import load_dataset
+    from delta.errors import ConfigError
+
+    if isinstance(run.promote, str):
+        return None
+    public = load_dataset(run.promote.public_data, seed=run.seed, size=run.data.size).test
+    if public.class_names != splits.class_names or public.image_shape != splits.image_shape:
+        raise ConfigError("promote.public_data differs from the data in classes or image shape")
+    return public
+
+
+def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, public: Dataset | None) -> bool:
     """Let the cloud serve what it trained, as the configuration says; private records decide nothing."""
     import torch
 
-    from delta.data.load import load_dataset
-    from delta.errors import ConfigError
     from delta.release.noise import NoiseKey
     from delta.training.controls import accuracy, cloud_logits
     from delta.training.private_stage import Labelled
@@ -206,13 +256,7 @@ def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, parts: Pa
     if run.promote == "never":
         return False
     stage = result.stage
-    if run.promote != "always":
-        public = load_dataset(run.promote.public_data, seed=run.seed, size=run.data.size).test
-        if (
-            public.class_names != result.bundle.manifest.class_names
-            or public.image_shape != parts.input_shape
-        ):
-            raise ConfigError("promote.public_data differs from the data in classes or image shape")
+    if run.promote != "always" and public is not None:
         test = Labelled.of(public, result.bundle.manifest.input)
         bits = release_records(stage.private, stage.release, test, key=NoiseKey.generate())
         found = accuracy(cloud_logits(stage.cloud, bits, device=torch.device(run.device)), test.y)

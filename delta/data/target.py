@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from delta.importing import import_callable, one_line
 
 __all__ = ["load_target"]
 
+_MOST_CLASSES = 65_536
 _Item = tuple[str | None, str, Any, Any]
 """(id, subject, image, label), of a stranger's making."""
 _EXPECTED = "(train, test), each a delta Dataset or records (id, subject, image, label) or (image, label)"
@@ -51,8 +53,10 @@ def load_target(target: str, *, seed: int = 0) -> DataSplits:
         _records(part, f"{target} {name}") for name, part in zip(("train", "test"), value, strict=True)
     )
     names = _class_names(train, target)
+    like = train[0][3]
     return DataSplits(
-        _dataset(train, names, f"{target} train", seed), _dataset(test, names, f"{target} test", seed)
+        _dataset(train, names, f"{target} train", seed, like=like),
+        _dataset(test, names, f"{target} test", seed, like=like),
     )
 
 
@@ -60,14 +64,13 @@ def _records(part: Any, what: str) -> list[_Item]:  # noqa: ANN401
     """Each record as (id, subject, image, label)."""
     if isinstance(part, Dataset):
         return [(r.id, r.subject, r.image, part.class_names[r.label]) for r in part]
-    if not isinstance(part, Iterable):
-        raise DataError(f"data {what} is {type(part).__name__}; expected {_EXPECTED}")
     found: list[_Item] = []
-    for index, item in enumerate(part):
+    for index, item in enumerate(_items(part, what)):
         if isinstance(item, Record):
             found.append((item.id, item.subject, item.image, item.label))
         elif isinstance(item, Sequence) and len(item) == 4:
-            found.append((str(item[0]), "" if item[1] is None else str(item[1]), item[2], item[3]))
+            name, subject = (None if field is None else str(field) for field in item[:2])
+            found.append((name, subject or "", item[2], item[3]))
         elif isinstance(item, Sequence) and len(item) == 2:
             found.append((None, "", item[0], item[1]))
         else:
@@ -75,9 +78,9 @@ def _records(part: Any, what: str) -> list[_Item]:  # noqa: ANN401
         image, label = found[-1][2:]
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise DataError(f"data {what}: record {index} has no image tensor [c, h, w]")
-        if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
+        if _is_number(label):
             found[-1] = (*found[-1][:3], int(label))
-        elif type(label) not in (int, str):
+        elif not isinstance(label, str):
             raise DataError(
                 f"data {what}: record {index} has no label; give each a class name, or a number from 0"
             )
@@ -86,23 +89,50 @@ def _records(part: Any, what: str) -> list[_Item]:  # noqa: ANN401
     return found
 
 
+def _items(part: Any, what: str) -> list[Any]:  # noqa: ANN401
+    """The records of a part, in order: of an iterable, or of what has a length and is indexed."""
+    try:
+        if isinstance(part, Iterable):
+            return list(part)
+        if hasattr(part, "__getitem__") and hasattr(part, "__len__"):  # as torch's own data sets are
+            return [part[index] for index in range(len(part))]
+    except DeltaError:
+        raise
+    except Exception as error:
+        raise DataError(f"data {what} failed: {one_line(error)}") from error
+    raise DataError(f"data {what} is {type(part).__name__}; expected {_EXPECTED}")
+
+
+def _is_number(label: Any) -> bool:  # noqa: ANN401
+    if isinstance(label, Tensor):
+        return label.numel() == 1 and not label.is_floating_point() and label.dtype != torch.bool
+    return isinstance(label, Integral) and not isinstance(label, bool)  # numpy's integers among them
+
+
 def _class_names(train: list[_Item], target: str) -> tuple[str, ...]:
     labels = {label for *_, label in train}
     if all(isinstance(label, str) for label in labels):
         return tuple(sorted(labels))
-    if all(isinstance(label, int) and label >= 0 for label in labels):
+    if all(isinstance(label, int) and 0 <= label < _MOST_CLASSES for label in labels):
         return tuple(str(index) for index in range(max(labels) + 1))
-    raise DataError(f"data {target}: labels must be all class names, or all numbers from 0")
+    raise DataError(
+        f"data {target}: labels must be all class names, or all numbers from 0 and below {_MOST_CLASSES}"
+    )
 
 
-def _dataset(records: list[_Item], names: tuple[str, ...], what: str, seed: int) -> Dataset:
-    places = {name: index for index, name in enumerate(names)} | dict(enumerate(range(len(names))))
-    unknown = next((label for *_, label in records if label not in places), None)
-    if unknown is not None:
-        index = next(i for i, (*_, label) in enumerate(records) if label == unknown)
-        raise DataError(
-            f"data {what}: record {index} is of an unknown class; the training records have {len(names)} classes"
-        )
+def _dataset(
+    records: list[_Item], names: tuple[str, ...], what: str, seed: int, *, like: int | str
+) -> Dataset:
+    """A part as a data set; its labels are of the kind of `like`, a training label: names, or numbers."""
+    numbers = isinstance(like, int)
+    places: dict[Any, int] = {int(name) if numbers else name: index for index, name in enumerate(names)}
+    for index, (*_, label) in enumerate(records):
+        if label not in places:
+            kind = "numbers" if numbers else "class names"
+            raise DataError(
+                f"data {what}: record {index} is of an unknown class; the training records have {len(names)} "
+                f"classes, given as {kind}"
+            )
     shape, dtype = records[0][2].shape, records[0][2].dtype
     if any(image.shape != shape or image.dtype != dtype for _, _, image, _ in records):
         raise DataError(f"data {what}: images differ in shape or type; bring them to one size first")

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import secrets
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,91 +23,22 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-from delta.errors import ConfigError
 from delta.release.ids import ReleaseId, ReleaseIdentity, length_prefixed
+from delta.secret_file import SecretFile
 
 __all__ = ["NoiseKey"]
 
-_SIZE = 32
 _SUBJECT, _RELEASE, _NAME = "delta/subject/v1", "delta/release/v1", "delta/release-id/v1"
 _ORDER = "delta/upload-order/v1"
 
 
-class NoiseKey:
-    """The owner's secret: 32 random bytes, outside the bundle.
+class NoiseKey(SecretFile):
+    """The owner's secret: 32 random bytes, outside the bundle."""
 
-    Args:
-        secret: 32 bytes.
+    __slots__ = ()
 
-    Raises:
-        ConfigError: another size.
-    """
-
-    __slots__ = ("_secret",)
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != _SIZE:
-            raise ConfigError(
-                f"a noise key has {_SIZE} bytes, got {len(secret)}; make one with NoiseKey.generate"
-            )
-        self._secret = bytes(secret)
-
-    def __repr__(self) -> str:
-        return "NoiseKey(secret)"
-
-    @classmethod
-    def generate(cls) -> NoiseKey:
-        """A new key from the system's generator."""
-        return cls(secrets.token_bytes(_SIZE))
-
-    @classmethod
-    def load(cls, path: Path) -> NoiseKey:
-        """Read a key file.
-
-        Raises:
-            ConfigError: absent, no plain file, of another size, or open to the group or to others.
-        """
-        try:
-            with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise ConfigError(f"noise key {path} is not a plain file; give the path of a key file")
-                if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                    raise ConfigError(
-                        f"noise key {path} is open to others (mode {status.st_mode & 0o777:03o}); "
-                        "run chmod 600 on it, or make a new one if somebody may have read it"
-                    )
-                secret = file.read(_SIZE + 1)
-        except OSError as error:
-            raise ConfigError(f"noise key {path} cannot be read: {error.strerror}") from None
-        if len(secret) != _SIZE:
-            raise ConfigError(
-                f"noise key {path} is not {_SIZE} bytes long; restore it from where it was saved"
-            )
-        return cls(secret)
-
-    def save(self, path: Path) -> None:
-        """Write a new key file with mode 0600; an existing file is never touched.
-
-        Raises:
-            ConfigError: the file exists or cannot be written; nothing is left behind.
-        """
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            raise ConfigError(
-                f"noise key {path} exists; releases stored under it need it, so choose another path"
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"noise key {path} cannot be written: {error.strerror}") from None
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(self._secret)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise ConfigError(f"noise key {path} cannot be written: {error.strerror}") from None
+    kind = "noise key"
+    needed_by = "releases stored under it need it"
 
     @classmethod
     def beside(cls, bundle: Path) -> NoiseKey:
@@ -119,14 +47,7 @@ class NoiseKey:
         Raises:
             ConfigError: it cannot be written or read, or others may read it.
         """
-        path = bundle.absolute().parent / "noise.key"
-        if not path.exists():
-            try:
-                cls.generate().save(path)
-            except ConfigError:
-                if not path.exists():  # otherwise another process was first: its key serves both
-                    raise
-        return cls.load(path)
+        return cls.at(bundle.absolute().parent / "noise.key")
 
     def uniforms(self, identity: ReleaseIdentity, count: int) -> Tensor:
         """The release's uniform integers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from delta.bundle.store import serialise_weights
 from delta.config import canonical_hash
-from delta.errors import CheckpointError, InputError
+from delta.errors import CheckpointError, ConfigError, InputError
 from delta.files import write_whole
 
-__all__ = ["Checkpoint", "CheckpointStore", "FitStore", "Warn"]
+__all__ = ["Checkpoint", "CheckpointStore", "FitStore", "Warn", "checkpoint_steps"]
 
 Warn = Callable[[str], None]
 """Told, in one line, of a checkpoint that is passed over."""
@@ -55,6 +56,20 @@ class _DamagedError(Exception):
 def log_warning(message: str) -> None:
     """The warning of a caller who does not listen: to the log `delta`."""
     logging.getLogger("delta").warning(message)
+
+
+def checkpoint_steps() -> int | None:
+    """Steps after which a checkpoint is due, beside the clock: the variable DELTA_CHECKPOINT_STEPS, if it is set.
+
+    Raises:
+        ConfigError: it is no whole number of 1 or more.
+    """
+    text = os.environ.get("DELTA_CHECKPOINT_STEPS", "")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"DELTA_CHECKPOINT_STEPS is {text!r}; give a whole number of steps, 1 or more")
+    return int(text)
 
 
 class CheckpointStore:

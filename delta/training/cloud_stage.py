@@ -17,6 +17,7 @@ from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
 from delta.privacy.ledger import InMemoryLedger, Ledger
 from delta.release.config import ReleaseConfig
+from delta.release.ids import record_digest
 from delta.release.noise import NoiseKey
 from delta.training.checkpoint import FitStore
 from delta.training.cloud import TrainingCloud, UploadChunk
@@ -240,7 +241,10 @@ def _uploads(
             "release": release.release_hash,
             "labels": config.labels.model_dump(mode="json"),
             "views": [config.views, config.augment if config.views > 1 else "none", config.seed],
-            "records": [list(stage.fit.ids), list(stage.held_out.ids)],
+            "records": [
+                [list(r.ids), list(r.subjects), record_digest(r.x).hex()] for r in (stage.fit, stage.held_out)
+            ],
+            "told": record_digest(stage.fit.y).hex(),  # a corrected label is another upload
         }
         name = canonical_hash(what)[:16]
         path = where.folder / f"releases-{name}.safetensors"
@@ -251,9 +255,7 @@ def _uploads(
             return stored
         if key is None:
             key_path.parent.mkdir(parents=True, exist_ok=True)
-            if not key_path.exists():
-                NoiseKey.generate().save(key_path)
-            key = NoiseKey.load(key_path)
+            key = NoiseKey.at(key_path)
     uploads = make_uploads(
         parts,
         release,
@@ -289,9 +291,9 @@ def _upload(
     label: str,
 ) -> None:
     """Upload what the cloud has not acknowledged; a cut goes on from there, until it gets no further."""
-    stored, attempts = cloud.create(name, dataset), 0
+    stored, attempts = _acknowledged(cloud.create(name, dataset), uploads), 0
+    furthest = stored
     while stored < len(uploads):
-        before = stored
         try:
             stored = cloud.upload(name, _told(uploads, stored, progress, label))
         except CloudUnavailableError as error:
@@ -299,12 +301,20 @@ def _upload(
             stored = cloud.create(name, dataset)
         else:
             reason = CloudUnavailableError("the cloud acknowledged less than was sent")
-        attempts = 0 if stored > before else attempts + 1
+        attempts = 0 if _acknowledged(stored, uploads) > furthest else attempts + 1
+        furthest = max(furthest, stored)  # a cloud that forgets and stores again in turn ends, too
         if attempts >= _ATTEMPTS:
             raise CloudUnavailableError(
                 f"the upload got no further than {stored} of {len(uploads)} releases: {reason}; run again to go on"
             )
     progress(label, len(uploads), len(uploads))
+
+
+def _acknowledged(stored: int, uploads: Uploads) -> int:
+    """What the cloud says that it has stored, if that can be (I4)."""
+    if not 0 <= stored <= len(uploads):
+        raise CloudAnswerError(f"the cloud says that it has stored {stored} releases of {len(uploads)}")
+    return stored
 
 
 def _told(uploads: Uploads, start: int, progress: Progress, label: str) -> Iterator[UploadChunk]:

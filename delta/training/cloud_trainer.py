@@ -72,12 +72,14 @@ def cloud_loss(dataset: DatasetSpec, job: JobSpec) -> Callable[[Tensor, Tensor],
     if epsilon is None:
         smoothing = job.label_smoothing
         return lambda logits, labels: nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    other = 1.0 / (math.exp(epsilon) + dataset.classes - 1)  # of each label but the true one
-    keep = 1.0 - (dataset.classes - 1) * other
+    # P(seen) = other + (keep − other)·belief, in logarithms: a belief of 0 stays finite at every ε.
+    spread = math.log1p((dataset.classes - 1) * math.exp(-epsilon))
+    other = -epsilon - spread  # log of 1/(e^ε + k − 1), which each label but the true one has
+    excess = math.log(-math.expm1(-epsilon)) - spread  # log of what the true one has above it
 
     def corrected(logits: Tensor, labels: Tensor) -> Tensor:
-        belief = torch.softmax(logits.float(), dim=1).gather(1, labels[:, None])[:, 0]  # [b]
-        return -torch.log(other + (keep - other) * belief).mean()
+        belief = torch.log_softmax(logits.float(), dim=1).gather(1, labels[:, None])[:, 0]  # log, [b]
+        return -torch.logaddexp(belief + excess, belief.new_tensor(other)).mean()
 
     return corrected
 

@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from delta.errors import CloudAnswerError
 from delta.methods.delta.fusion import fuse
 from delta.models.cloud_model import CloudModel
 from delta.privacy.ledger import UNLIMITED
 from delta.release.noise import NoiseKey
+from delta.training.checkpoint import FitStore
 from delta.training.cloud_stage import CloudStage, Stage2, fit_fusion, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, logits_of, quiet
@@ -59,13 +61,20 @@ def random_bits(records: int, payload_bytes: int, *, seed: int) -> Tensor:
 
 
 def cloud_logits(cloud: CloudModel, bits: Tensor, *, device: torch.device | None = None) -> Tensor:
-    """z_cloud of stored bits on a local copy of the cloud model: `[n, classes]`; the model comes back to the CPU."""
+    """z_cloud of stored bits on a local copy of the cloud model: `[n, classes]`; the model comes back to the CPU.
+
+    Raises:
+        CloudAnswerError: its weights, which came from the cloud, give logits that are not finite (I4).
+    """
     where = device or torch.device("cpu")
     model = cloud.to(where)
     try:
-        return logits_of(lambda part: model(part.to(where)), bits)
+        logits = logits_of(lambda part: model(part.to(where)), bits)
     finally:
         model.cpu()
+    if not bool(torch.isfinite(logits).all()):  # finite weights are no promise: a variance may be negative
+        raise CloudAnswerError("the cloud's weights give logits that are not finite")
+    return logits
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def measure_controls(
     *,
     key: NoiseKey,
     noiseless: CloudStage | None = None,
-    where: Stage2 | None = None,
+    store: FitStore | None = None,
     progress: Progress = quiet,
 ) -> Measured:
     """Measure every control on the test records.
@@ -103,7 +112,7 @@ def measure_controls(
         config: of that mechanism.
         key: noise key of the test releases.
         noiseless: stage 2 with `noise: none` and everything else equal, where it has been run already.
-        where: folder and checkpoints of the noiseless control, which trains in this process; none for nowhere.
+        store: checkpoints of the noiseless control, which trains in this process; none for nowhere.
         progress: told while the noiseless control trains.
     """
     z_main_held, z_main = cloud_stage.main_logits(stage.held_out.x), cloud_stage.main_logits(test.x)
@@ -123,7 +132,12 @@ def measure_controls(
     if config.noise != "none":
         quietened = config.model_copy(update={"noise": "none", "budget": UNLIMITED})
         clean = noiseless or train_cloud_stage(
-            stage, quietened, where=where, progress=progress, label="noiseless control"
+            stage,
+            quietened,
+            where=Stage2(store=store),
+            key=NoiseKey(bytes(32)),  # nothing leaves; it fixes the order, so that runs can share this fit
+            progress=progress,
+            label="noiseless control",
         )
     clean_bits = release_records(clean.private, clean.release, test, key=key)
     z_clean = answer(clean.cloud, clean_bits)

@@ -11,7 +11,7 @@ import delta
 from delta.config import canonical_hash
 from delta.errors import CheckpointError
 from delta.files import write_whole
-from delta.training.checkpoint import FitStore
+from delta.training.checkpoint import FitStore, Warn, checkpoint_steps, log_warning
 from delta.training.run_config import RunConfig
 
 __all__ = ["RunFolder"]
@@ -40,14 +40,24 @@ class RunFolder:
         self._checkpoints = path / "checkpoints"
         self._run = path / "run.json"
 
-    def claim(self, config: RunConfig, *, data: str, restart: bool = False) -> FitStore:
+    def claim(
+        self,
+        config: RunConfig,
+        *,
+        data: str,
+        restart: bool = False,
+        checkpoints: Path | None = None,
+        warn: Warn = log_warning,
+    ) -> FitStore:
         """Make the folder this run's, or find that it is; returns its checkpoints.
 
         Args:
             config: of the run.
-            data: fingerprint of its data.
+            data: fingerprint of its data and of the model that it starts from.
             restart: give up the checkpoints of whatever run is there. Released bytes and the ledger stay: what
                 was sent was sent.
+            checkpoints: another folder for them, which runs may share.
+            warn: told of damaged checkpoints.
 
         Raises:
             CheckpointError: it holds another run, or its note is damaged; nothing is changed.
@@ -60,12 +70,9 @@ class RunFolder:
             self._check(settings)
         note = {**settings, "identity": canonical_hash(settings), "delta": delta.__version__}
         write_whole(self._run, json.dumps(note, indent=1).encode() + b"\n", mode=0o600)
-        return FitStore(self._checkpoints, self.context(data))
-
-    @staticmethod
-    def context(data: str) -> dict[str, str]:
-        """What determines fits beside their settings: the data, and the version of the code."""
-        return {"data": data, "delta": delta.__version__}
+        # What determines fits beside their settings: the data, and the version of the code.
+        context = {"data": data, "delta": delta.__version__}
+        return FitStore(checkpoints or self._checkpoints, context, every_steps=checkpoint_steps(), warn=warn)
 
     def _check(self, settings: dict[str, Any]) -> None:
         advice = "choose another --out, or give up what it holds with --restart"
@@ -78,7 +85,7 @@ class RunFolder:
             raise CheckpointError(f"{self._run} is damaged; {advice}") from None
         other = sorted(_differences(held["config"], settings["config"]))
         if held["data"] != settings["data"]:
-            other.append("the data")
+            other.append("the data or the model's weights")
         if other:
             raise CheckpointError(
                 f"{self.path} holds a run of another configuration, which differs in {', '.join(other)}; {advice}"

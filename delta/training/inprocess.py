@@ -233,7 +233,8 @@ class InProcessTrainingCloud:
         _same(entry.spec, spec, what="job")
         if entry.open:
             raise CloudOverloadedError("a session of this job is open; close it first")
-        if entry.state.state not in ("waiting", "running"):
+        ended = entry.state.state == "done" and step == spec.steps  # held-out records may still be asked for
+        if entry.state.state not in ("waiting", "running") and not ended:
             raise RequestError(f"the job is {entry.state.state}; choose another name for a new one")
         try:
             trainer = InteractiveTrainer(

@@ -37,6 +37,8 @@ class InProcessSession:
         self._meter = meter
         self._closed = False
         entry.open = True
+        if trainer.finished:  # it goes on from its last step
+            self._note()
 
     def exchange(self, bits: Tensor, labels: Tensor, *, update: bool, checkpoint: bool = False) -> Tensor:
         """One batch; see the contract."""

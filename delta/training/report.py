@@ -107,7 +107,7 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
         ["ceiling a release", "none" if ceiling is None else f"{ceiling:.2f} bits"],
         ["labels", labels],
         ["leak: the cloud guesses the label", f"{controls.cloud_alone:.1f} % (prior {run.prior:.1f} %)"],
-        ["releases, of them new to the ledger", f"{stage.releases:,}, {stage.debited:,}"],
+        ["releases / entries new to the ledger", f"{stage.releases:,} / {stage.debited:,}"],
         ["bytes a record over the training, up / down", f"{size['up']:.1f} / {size['down']:.1f}"],
         ["seconds: " + ", ".join(times), ", ".join(f"{value:.0f}" for value in times.values())],
     ]

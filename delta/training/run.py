@@ -111,9 +111,8 @@ def run_training(
     cloud = train_cloud_stage(stage, config, where=where, progress=progress)
     answered = time.perf_counter()
     test = Labelled.of(data.test, stage.input)
-    here = Stage2(folder=where.folder, store=where.store)  # the controls never leave this process
     measured = measure_controls(
-        stage, cloud, test, config, key=NoiseKey.generate(), where=here, progress=progress
+        stage, cloud, test, config, key=NoiseKey.generate(), store=where.store, progress=progress
     )
     controlled = time.perf_counter()
     draft = assemble_bundle(

@@ -14,6 +14,8 @@ from delta.training.config import TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "PromoteConfig", "RunConfig"]
 
+_WORDS = {"data": "source", "labels": "kind"}
+"""Settings that a word may stand for, and which of their fields it then is."""
 _TARGET = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -111,9 +113,7 @@ class RunConfig(TrainConfig):
             ConfigError: the file is absent, no YAML or not valid, or a change is malformed.
         """
         value = read_yaml(path)
-        source = value.get("data", "embedded")
-        if isinstance(source, str):  # so that `data.limit` can be set beside it
-            value["data"] = {"source": source}
+        value.setdefault("data", "embedded")
         for change in changes:
             keys, equals, text = change.partition("=")
             if not equals or not all(keys.split(".")):
@@ -128,6 +128,10 @@ class RunConfig(TrainConfig):
             place = value
             for key in outer:
                 inner = place.get(key)
+                if (
+                    isinstance(inner, str) and key in _WORDS
+                ):  # so that `data.limit` can be set beside the word
+                    inner = {_WORDS[key]: inner}
                 place[key] = place = dict(inner) if isinstance(inner, dict) else {}
             place[last] = new
         what = f"config {path}"

@@ -32,6 +32,7 @@ class ServerProcess:
     def __init__(self, process: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
         self._process = process
         self._log = log
+        self._told = False
         self.address = address
 
     @classmethod
@@ -121,8 +122,9 @@ class ServerProcess:
         return self._log.read().decode(errors="replace")
 
     def terminate(self) -> None:
-        """Ask it to drain (SIGTERM) and return at once."""
-        if self._process.poll() is None:
+        """Ask it to drain (SIGTERM) and return at once; it is asked once."""
+        if self._process.poll() is None and not self._told:
+            self._told = True  # a second signal might meet a process that is past handling any
             self._process.terminate()
 
     def stop(self, *, grace_s: float = 30.0) -> int:

@@ -9,18 +9,20 @@ import delta
 from delta.errors import ConfigError
 from delta.models import resnet_small
 from delta.training.config import TrainConfig
+from delta.training.run_config import RunConfig
 
 FILES = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 def test_there_are_configurations():
-    assert len(FILES) >= 2
-    assert len({TrainConfig.read_yaml(path).name for path in FILES}) == len(FILES)
+    assert len(FILES) >= 9
+    assert len({RunConfig.read(path).name for path in FILES}) == len(FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_configuration_is_valid_and_says_how_to_use_it(path):
-    TrainConfig.read_yaml(path)
+    run = RunConfig.read(path)
+    assert run.training.noise == run.noise
     assert f"configs/{path.name}" in path.read_text().split("noise:")[0]
 
 

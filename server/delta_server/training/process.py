@@ -75,7 +75,7 @@ class Worker:
         command += ["-m", f"delta_server.training.{module}", "--job", str(folder), "--device", config.device]
         command += ["--threads", str(config.threads)] if config.threads is not None else []
         command += [part for target in sorted(config.allow) for part in ("--allow", target)]
-        process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own interpreter and module, started in a moment
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*command, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -85,7 +85,13 @@ class Worker:
         )
         output = asyncio.StreamReader(limit=_LINE_BYTES)
         protocol = asyncio.StreamReaderProtocol(output)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, process.stdout)
+        try:
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return cls(process, output, transport)
 
     @property

@@ -19,7 +19,7 @@ from delta.config import canonical_hash
 from delta.device import device_of
 from delta.errors import CheckpointError, CloudError, ConfigError, DeltaError, ModelError, RequestError
 from delta.models.targets import OURS
-from delta.training.checkpoint import CheckpointStore
+from delta.training.checkpoint import CheckpointStore, checkpoint_steps
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.wire.status import public_text
 from delta_server.log import event
@@ -80,7 +80,7 @@ class Workplace:
         identity = canonical_hash(
             {"dataset": self.dataset.model_dump(mode="json"), "job": self.job.model_dump(mode="json")}
         )
-        return CheckpointStore(self.folder / CHECKPOINTS, identity=identity)
+        return CheckpointStore(self.folder / CHECKPOINTS, identity=identity, every_steps=checkpoint_steps())
 
     def occupy(self) -> None:
         """Wait until a worker that a dead server left has ended, and keep others out until this one has."""
