@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,13 @@ def commands() -> Iterator[Commands]:
         assert process.wait(timeout=60) == 0
 
 
-def killing(matches: str, *, count: int = 1) -> Callable[[int, str], None]:
-    """A listener that kills the command by SIGKILL at the `count`-th line that holds some text."""
-    seen = 0
+def killing(beginning: str) -> Callable[[int, str], None]:
+    """A listener that kills the command by SIGKILL at a line that begins so."""
 
     def told(pid: int, line: str) -> None:
-        nonlocal seen
-        seen += matches in line
-        if matches in line and seen == count:
-            os.kill(pid, signal.SIGKILL)
+        if line.startswith(beginning):
+            with suppress(ProcessLookupError):  # it was killed at the line before
+                os.kill(pid, signal.SIGKILL)
 
     return told
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from delta.bundle.manifest import Manifest
@@ -162,46 +161,3 @@ class _Session:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
-
-
-def _with_one(value: float) -> Callable[[Tensor], Tensor]:
-    def changed(truth: Tensor) -> Tensor:
-        answer = truth.clone()
-        answer[-1, 0] = value
-        return answer
-
-    return changed
-
-
-def _adaptive(truth: Tensor) -> Tensor:
-    """The truth, or its opposite, by what the cloud computed from the bits."""
-    return truth if float(truth.sum()) > 0 else -1e4 * truth
-
-
-def _garbage(truth: Tensor) -> Tensor:
-    return torch.randint(-9, 9, truth.shape, generator=torch.Generator().manual_seed(0)).float()
-
-
-UNFIT: dict[str, Callable[[Tensor], Any]] = {
-    "NaN": _with_one(float("nan")),
-    "infinity": _with_one(float("inf")),
-    "a class less": lambda truth: truth[:, :-1],
-    "a record less": lambda truth: truth[:-1],
-    "a record more": lambda truth: torch.cat([truth, truth[:1]]),
-    "flat": lambda truth: truth.flatten(),
-    "float64": lambda truth: truth.double(),
-    "whole numbers": lambda truth: truth.long(),
-    "no answer": lambda truth: None,
-}
-"""Answers that are no logits of these records."""
-
-FALSE: dict[str, Callable[[Tensor], Any]] = {
-    "huge": lambda truth: truth * 1e30,
-    "zeros": torch.zeros_like,
-    "reversed": lambda truth: -truth,
-    "sure and wrong": lambda truth: 1e6 * torch.eye(truth.shape[1])[truth.argmin(1)],
-    "garbage": _garbage,
-    "adaptive": _adaptive,
-    "of other records": lambda truth: truth.flip(0),
-}
-"""Answers that nobody can tell from the truth by their form."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +56,9 @@ def train(
     download: Annotated[
         bool, typer.Option(help="Fetch the archive of cifar10:FOLDER or cifar100:FOLDER first.")
     ] = False,
+    forget: Annotated[
+        bool, typer.Option(help="Delete the data set and its jobs from the cloud at the end.")
+    ] = False,
     restart: Annotated[
         bool, typer.Option(help="Give up the checkpoints of whatever run --out holds.")
     ] = False,
@@ -84,12 +87,14 @@ def train(
     _check_address(cloud, workers)
     folder = RunFolder(out or Path("runs") / run.name)
     check_writable(folder.summary)
+    # Standard output is for the figures alone where they are wanted there.
+    tell: Callable[[str], None] = say if str(json) != "-" else lambda _: None
     if download:
-        say(f"downloaded {download_dataset(run.data.source or '')}")
+        tell(f"downloaded {download_dataset(run.data.source or '')}")
     splits = _load_data(run)
     public = _public(run, splits)
     parts = _build(run, splits)
-    say(
+    tell(
         f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test records; "
         f"model: {run.model.target}, split at {parts.at}"
     )
@@ -106,13 +111,15 @@ def train(
     budget = run.subject_budget if "budget" in run.model_fields_set else None
     with (
         DiskLedger(ledger or folder.ledger, budget=budget, warn=warn) as book,
-        _cloud(run, parts, folder, cloud, workers) as training,
+        _cloud(run, parts, folder, cloud, workers, tell) as training,
         progress() as watch,
     ):
         where = Stage2(cloud=training, ledger=book, folder=folder.releases, store=store)
         result = run_training(parts, splits, run.training, where=where, progress=watch)
         save_bundle(result.bundle, folder.bundle)
         promoted = _promote(run, result, training, public)
+        if forget:
+            training.delete(result.stage.job[0])
     figures = _figures(run, result, splits, promoted=promoted, seconds=time.perf_counter() - started)
     write_json(folder.summary, figures)
     write_json(json, figures)
@@ -182,7 +189,12 @@ def _build(run: RunConfig, splits: DataSplits) -> Parts:
 
 @contextmanager
 def _cloud(
-    run: RunConfig, parts: Parts, folder: RunFolder, address: str | None, workers: int | None
+    run: RunConfig,
+    parts: Parts,
+    folder: RunFolder,
+    address: str | None,
+    workers: int | None,
+    tell: Callable[[str], None],
 ) -> Iterator[GrpcTrainingCloud]:
     """A session with the cloud at an address, or with one that is started here and ends with the run."""
     from delta_client import GrpcTrainingCloud, TenantToken
@@ -205,7 +217,7 @@ def _cloud(
         ) as server,
         GrpcTrainingCloud(server.address, token.secret) as training,
     ):  # fmt: skip
-        say(f"cloud: process {server.pid}, listening on {server.address}")
+        tell(f"cloud: process {server.pid}, listening on {server.address}")
         yield training
 
 

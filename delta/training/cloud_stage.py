@@ -66,6 +66,7 @@ class CloudStage:
         debited: how many of them the ledger had not entered before.
         bytes_up: serialised messages of the whole training, bytes.
         bytes_down: likewise, from the cloud.
+        resumed: whether a part of it ran in an earlier process: bytes are then of the rest alone.
         bad_answers: exchanges of interactive training whose answer was not fit to use.
         job: data set and job, by the names under which the cloud knows them.
         seconds: of releasing, of uploading and of the cloud's training.
@@ -80,6 +81,7 @@ class CloudStage:
     debited: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    resumed: bool = False
     bad_answers: int = 0
     job: tuple[str, str] = ("", "")
     seconds: dict[str, float] = field(default_factory=dict)
@@ -152,8 +154,9 @@ def train_cloud_stage(
     try:
         debited = where.ledger.debit(uploads.debits(release=release, labels=config.labels, subjects=subjects))
     except BudgetExceededError as error:
+        unknown = "" if all(subjects) else "; records without a subject count as one person's"
         raise BudgetExceededError(
-            f"the budget is too small for the data set, and nothing was sent: {error}"
+            f"the budget is too small for the data set, and nothing was sent: {error}{unknown}"
         ) from None
     cloud = where.cloud or InProcessTrainingCloud(
         device=config.device,
@@ -329,9 +332,10 @@ def _wait(cloud: TrainingCloud, names: tuple[str, str], *, progress: Progress, l
     Raises:
         CloudTrainingError: it failed or was cancelled.
     """
-    state = None
+    state, told = None, 0
     for state in cloud.watch(*names):
-        if state.steps:
+        if state.steps and state.step > told:  # the end is told by two states
+            told = state.step
             progress(label, min(state.step, state.steps), state.steps)
     if state is None or state.state != "done":
         what = "ended without a word" if state is None else state.state

@@ -162,9 +162,25 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def placed(module: M, device: torch.device) -> M:
-    """A module moved to a device, its convolutions in the layout that is fastest there."""
+    """A module moved to a device, its convolutions in the layout that is fastest there, and safe."""
+    if device.type == "cpu" and any(map(_overruns, module.modules())):
+        plain: M = module.to(device=device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return plain
     moved: M = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether the backward of a convolution in `channels_last` may write beyond its memory on the CPU.
+
+    Strided 1×1 ones of fewer than 16 channels do in oneDNN (uxlfoundation/oneDNN issue 6035), on large images.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < 16
+    )
 
 
 def augmented(x: Tensor, how: str, *, generator: torch.Generator, shift: int = 4) -> Tensor:

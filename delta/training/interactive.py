@@ -134,7 +134,11 @@ def train_interactively(
     named = names(job)
     device = torch.device(config.device)
     main = _Main(parts, config, steps=steps, device=device)
-    checkpoints = store.of("merged", [*named, config.model_dump(mode="json")]) if store is not None else None
+    checkpoints = (
+        store.of("merged", [*named, config.model_dump(mode="json", exclude={"budget"})])
+        if store is not None
+        else None
+    )
     stored = checkpoints.latest() if checkpoints is not None else None
     begun = 0 if stored is None else stored.step
     stride = -(-steps // _STATES)  # by steps, not by the clock: what is sent must not depend on it (I1)

@@ -76,9 +76,10 @@ class Run:
             )
         rest = f"a main-only model of the same {macs:.2f} M private MACs reaches {rival.accuracy:.1f} %"
         lift = f"lifts Delta's main model from {controls.main_alone:.1f} to {controls.delta:.1f} %"
-        if not self.beats_main_only:
-            return f"The cloud is not worth it here: it {lift}, but {rest} without any cloud. {leak}"
-        return f"The cloud {lift}; {rest}. {leak}"
+        if self.beats_main_only:
+            return f"The cloud {lift}; {rest}. {leak}"
+        chance = "; the difference is within chance" if controls.delta > rival.accuracy else ""
+        return f"The cloud is not worth it here: it {lift}, and {rest} without any cloud{chance}. {leak}"
 
 
 def run_training(

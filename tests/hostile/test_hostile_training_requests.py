@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import secrets
-import time
 
 import grpc
 import hypothesis.strategies as st
@@ -19,24 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from delta.bundle.manifest import Architecture
 from delta.errors import CloudDeniedError, CloudError, CloudMismatchError, CloudStorageError, RequestError
 from delta.wire import training as wire
-from delta.wire.services import method_path
+from tests.raw_training import METHODS, SPEC, B, call, chunk, name, requests_of
 from tests.training_jobs import (
     CLASSES,
     RECORDS,
     chunks_of,
     dataset_spec,
     job_spec,
-    manifest_of,
-    release_config,
     stored_releases,
 )
 
 RELEASES = stored_releases()
-SPEC = dataset_spec()
-B = SPEC.release.payload_bytes
-UNARY = ("CreateDataset", "DeleteDataset", "StartTraining", "CancelTraining", "PromoteCheckpoint")
-DOWN = ("WatchTraining", "FetchLogits", "FetchCheckpoint")
-METHODS = (*UNARY, *DOWN, "UploadReleases", "TrainInteractively")
 
 
 @pytest.fixture(scope="module")
@@ -63,51 +54,6 @@ def channel(server):
 def tenant(server):
     """A new tenant's client."""
     return GrpcTrainingCloud(server.address, secrets.token_bytes(32), timeout_s=20.0)
-
-
-def name() -> str:
-    return secrets.token_hex(16)
-
-
-def call(channel, method, *requests, token=None, metadata=None, timeout=20.0):
-    """A raw call: what it answers, or its status, text and code of error."""
-    path = method_path(wire.TRAINING_SERVICE, method)
-    raw = [request if isinstance(request, bytes) else request.SerializeToString() for request in requests]
-    if metadata is None:
-        metadata = () if token is None else ((wire.AUTHORIZATION, wire.bearer(token)),)
-    try:
-        if method in UNARY:
-            return [channel.unary_unary(path)(raw[0], timeout=timeout, metadata=metadata)]
-        if method in DOWN:
-            return list(channel.unary_stream(path)(raw[0], timeout=timeout, metadata=metadata))
-        if method == "UploadReleases":
-            return [channel.stream_unary(path)(iter(raw), timeout=timeout, metadata=metadata)]
-        return list(channel.stream_stream(path)(iter(raw), timeout=timeout, metadata=metadata))
-    except grpc.RpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        return error.code().name, error.details(), trailing.get("delta-error")
-
-
-def requests_of(dataset, job, version=1):
-    """A well-formed request of every method."""
-    names = {"protocol_version": version, "name": wire.JobName(dataset=dataset, job=job)}
-    spec, interactive = wire.encode_spec(job_spec()), wire.encode_spec(job_spec(steps=3))
-    manifest = manifest_of(SPEC, job_spec(), weights_hash="0" * 64)
-    data = {"protocol_version": version, "dataset": dataset}
-    return {
-        "CreateDataset": wire.CreateDatasetRequest(**data, spec=wire.encode_spec(SPEC)),
-        "DeleteDataset": wire.DeleteDatasetRequest(**data),
-        "StartTraining": wire.StartTrainingRequest(**names, spec=spec),
-        "CancelTraining": wire.CancelTrainingRequest(**names),
-        "PromoteCheckpoint": wire.PromoteCheckpointRequest(**names, manifest=wire.encode_spec(manifest)),
-        "WatchTraining": wire.WatchTrainingRequest(**names),
-        "FetchLogits": wire.FetchLogitsRequest(**names),
-        "FetchCheckpoint": wire.FetchCheckpointRequest(**names),
-        "UploadReleases": wire.UploadReleasesRequest(head=wire.UploadHead(**data)),
-        "TrainInteractively": wire.TrainInteractivelyRequest(
-            hello=wire.InteractiveHello(**names, spec=interactive)
-        ),
-    }
 
 
 HEX = "ab" * 32
@@ -248,113 +194,6 @@ def test_a_tenants_share_holds_over_all_its_data_sets(server):
             cloud.create(name(), SPEC)
         cloud.delete(names[0])
         cloud.create(name(), SPEC)
-
-
-def chunk(first=0, count=2, **changes):
-    fields = {
-        "first": first,
-        "count": count,
-        "bits": bytes(range(1, 1 + B)) * count,
-        "labels": bytes(-(-2 * count // 8)),
-        "held_out": bytes(-(-count // 8)),
-        **changes,
-    }
-    return wire.UploadReleasesRequest(**fields)
-
-
-BAD = {
-    "a gap": chunk(first=7),
-    "no records": chunk(count=0),
-    "more than a message may hold": chunk(count=5000),
-    "more than the data set": chunk(first=RECORDS - 1),
-    "far beyond": chunk(first=2**63),
-    "too few bits": chunk(bits=bytes(B)),
-    "too many bits": chunk(bits=bytes(3 * B)),
-    "a label too high": chunk(labels=b"\xc0"),
-    "label padding": chunk(labels=b"\x01"),
-    "no labels": chunk(labels=b""),
-    "flag padding": chunk(held_out=b"\x01"),
-    "a held-out label": chunk(labels=b"\x40", held_out=b"\x80"),
-    "a second head": wire.UploadReleasesRequest(head=wire.UploadHead(protocol_version=1, dataset="0" * 32)),
-    "no message": b"\xff" * 9,
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_bad_chunk_is_refused_and_what_came_before_it_is_stored(channel, what):
-    token, dataset = secrets.token_bytes(32), name()
-    requests = requests_of(dataset, name())
-    call(channel, "CreateDataset", requests["CreateDataset"], token=token)
-    found = call(channel, "UploadReleases", requests["UploadReleases"], chunk(), BAD[what], token=token)
-    if what == "too few bits":
-        assert found[1].endswith(f"got {B}")
-    assert found[::2] == ("INVALID_ARGUMENT", "request"), found
-    (raw,) = call(channel, "CreateDataset", requests["CreateDataset"], token=token)
-    assert wire.CreateDatasetResponse.FromString(raw).acknowledged == 2
-
-
-def test_padding_of_a_release_must_be_zero(channel):
-    token, dataset = secrets.token_bytes(32), name()
-    odd = dataset_spec(
-        release=release_config(message=release_config().message.model_copy(update={"shape": (1, 3, 3)}))
-    )
-    create = wire.CreateDatasetRequest(protocol_version=1, dataset=dataset, spec=wire.encode_spec(odd))
-    call(channel, "CreateDataset", create, token=token)
-    head = requests_of(dataset, name())["UploadReleases"]
-    bad = chunk(count=1, bits=b"\xff\x81", labels=b"\x00", held_out=b"\x00")
-    assert call(channel, "UploadReleases", head, bad, token=token)[::2] == ("INVALID_ARGUMENT", "request")
-
-
-def test_what_is_stored_must_be_sent_again_as_it_was(channel):
-    token, dataset = secrets.token_bytes(32), name()
-    requests = requests_of(dataset, name())
-    call(channel, "CreateDataset", requests["CreateDataset"], token=token)
-    head = requests["UploadReleases"]
-    call(channel, "UploadReleases", head, chunk(count=4), token=token)
-    for other in (chunk(bits=bytes(2 * B)), chunk(first=3, labels=b"\x40"), chunk(first=2, held_out=b"\x80")):
-        status, text, _ = call(channel, "UploadReleases", head, other, token=token)
-        assert status == "INVALID_ARGUMENT"
-        assert "stored already and differ" in text
-    (raw,) = call(channel, "UploadReleases", head, chunk(first=3), chunk(first=1), token=token)
-    assert wire.UploadReleasesResponse.FromString(raw).acknowledged == 5
-
-
-def half_an_upload(channel, token, dataset):
-    """An upload of four records that goes on, and what feeds it."""
-    requests = requests_of(dataset, name())
-    call(channel, "CreateDataset", requests["CreateDataset"], token=token)
-    feed: queue.SimpleQueue = queue.SimpleQueue()
-    for message in (requests["UploadReleases"], chunk(0), chunk(2)):
-        feed.put(message.SerializeToString())
-    path = method_path(wire.TRAINING_SERVICE, "UploadReleases")
-    metadata = ((wire.AUTHORIZATION, wire.bearer(token)),)
-    return channel.stream_unary(path).future(iter(feed.get, None), metadata=metadata), feed
-
-
-def stored(channel, token, dataset):
-    (raw,) = call(channel, "CreateDataset", requests_of(dataset, name())["CreateDataset"], token=token)
-    return wire.CreateDatasetResponse.FromString(raw).acknowledged
-
-
-def test_a_silent_upload_is_ended_and_what_came_is_stored(channel):
-    token, dataset = secrets.token_bytes(32), name()
-    upload, feed = half_an_upload(channel, token, dataset)
-    with pytest.raises(grpc.RpcError) as silent:
-        upload.result(timeout=20)
-    feed.put(None)
-    assert "nothing came for" in silent.value.details()
-    assert stored(channel, token, dataset) == 4
-
-
-def test_an_upload_that_is_cut_keeps_what_arrived_whole(channel):
-    token, dataset = secrets.token_bytes(32), name()
-    upload, feed = half_an_upload(channel, token, dataset)
-    upload.add_done_callback(lambda _: feed.put(None))
-    until = time.monotonic() + 20
-    while not stored(channel, token, dataset):  # they are stored half a second after they came
-        assert time.monotonic() < until
-    upload.cancel()
-    assert stored(channel, token, dataset) == 4
 
 
 @pytest.mark.parametrize("method", ["UploadReleases", "TrainInteractively"])

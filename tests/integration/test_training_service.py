@@ -7,6 +7,8 @@ import os
 import resource
 import secrets
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -43,6 +45,7 @@ from tests.training_jobs import (
     stored_releases,
 )
 
+DELTA = (sys.executable, "-m", "delta.cli")
 RELEASES, SPEC = stored_releases(), dataset_spec()
 LONG = job_spec(fit=FitConfig(epochs=100_000, batch=16))
 SOME_SECONDS = job_spec(fit=FitConfig(epochs=150, batch=16))
@@ -305,6 +308,25 @@ def test_a_server_without_a_store_does_not_train(toy_cloud):
     refused = pytest.raises(CloudMismatchError, match="--training DIR")
     with connect(toy_cloud, secrets.token_bytes(32)) as cloud, refused:
         cloud.create(name(), SPEC)
+
+
+def test_delta_serve_trains(tmp_path):
+    report = tmp_path / "report.json"
+    command = [*DELTA, "serve", "--training", str(tmp_path / "store"), "--listen", "127.0.0.1:0"]
+    serve = subprocess.Popen(
+        [*command, "--json", str(report)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert serve.stdout is not None
+        assert b"(models: none, training, " in serve.stdout.readline()
+        told = json.loads(report.read_text())
+        with GrpcTrainingCloud(told["address"], bytes(32)) as cloud:
+            uploaded(cloud)
+        assert told["models"] == list_models(told["address"]) == []
+    finally:
+        serve.terminate()
+        serve.communicate(timeout=60)
+    assert serve.returncode == 0
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from delta.bundle.store import weights_hash
 from delta.errors import BudgetExceededError, CheckpointError, CloudUnavailableError
-from delta.privacy.ledger import InMemoryLedger
+from delta.privacy.budget import BudgetConfig
+from delta.privacy.ledger import UNLIMITED, InMemoryLedger
 from delta.release.noise import NoiseKey
+from delta.training.checkpoint import FitStore
 from delta.training.cloud_stage import CloudStage, Stage2, train_cloud_stage
-from delta.training.config import FitConfig, LabelConfig
+from delta.training.config import FitConfig, LabelConfig, TrainConfig
 from delta.training.private_stage import PrivateStage
 from delta.training.uploads import Uploads
 from tests.hostile_training import HostileTrainingCloud, Lies
@@ -220,3 +223,27 @@ def test_an_upload_that_gets_nowhere_ends_in_one_line_and_goes_on_later(tmp_path
     result = run(stage, config_of(), where)
     assert result.debited == 0
     assert [row[1] for row in cloud.transcript if row[0] == "release"] == list(range(50))
+
+
+# An interactive run
+
+
+def test_an_interactive_run_that_has_ended_is_taken_as_it_is_whatever_the_budget(tmp_path, stage):
+    """Its last state is stored on both sides: started again it asks for the held-out records, and steps no more."""
+    ledger, store = InMemoryLedger(budget="unlimited"), FitStore(tmp_path / "checkpoints", "one")
+    weights, steps = [], []
+    cloud = HostileTrainingCloud()
+    for budget, there in ((BudgetConfig(mu=50.0), None), (BudgetConfig(mu=60.0), None), (UNLIMITED, cloud)):
+        for _ in "ab" if there else "a":
+            config = config_of(mode="interactive", budget=budget)
+            where = Stage2(cloud=there, ledger=ledger, folder=tmp_path / "releases", store=store)
+            taken: list[int] = []
+            result = run(
+                stage, config, where, progress=lambda _, done, total, taken=taken: taken.append(done)
+            )
+            weights.append(
+                weights_hash(result.private.main.state_dict()) + weights_hash(result.cloud.state_dict())
+            )
+            steps.append(len(taken))
+    assert steps == [3, 0, 0, 0]
+    assert len(set(weights)) == 1
