@@ -27,18 +27,18 @@ class BudgetConfig(Strict):
     Attributes:
         mu: the largest μ.
         epsilon: the largest ε, at `delta`.
-        delta: of `epsilon`, and only of that.
+        delta: of `epsilon`, and only of that; none takes 1e-5.
     """
 
     mu: float | None = Field(default=None, gt=0)
     epsilon: float | None = Field(default=None, gt=0)
-    delta: float = Field(default=DELTA, gt=0, lt=1)
+    delta: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.mu is None) == (self.epsilon is None):
             raise ValueError("a budget is either mu, or epsilon with its delta; give exactly one of the two")
-        if self.mu is not None and "delta" in self.model_fields_set:
+        if self.mu is not None and self.delta is not None:
             raise ValueError("delta belongs to epsilon, and a budget given as mu has none")
         return self
 
@@ -48,7 +48,7 @@ def budget_of(config: Literal["unlimited"] | BudgetConfig) -> Budget:
     if isinstance(config, str):
         return checked_budget(config)
     if config.epsilon is not None:
-        return mu_of(epsilon=config.epsilon, delta=config.delta)
+        return mu_of(epsilon=config.epsilon, delta=DELTA if config.delta is None else config.delta)
     return checked_budget(config.mu if config.mu is not None else math.nan)
 
 

@@ -103,7 +103,7 @@ class RunConfig(TrainConfig):
     def training(self) -> TrainConfig:
         """The settings of training alone."""
         own = {"model", "data", "promote"}
-        return TrainConfig.model_validate(self.model_dump(exclude=own))
+        return TrainConfig.model_validate(self.model_dump(exclude=own, exclude_unset=True))
 
     @classmethod
     def read(cls, path: Path, *, changes: tuple[str, ...] = ()) -> RunConfig:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from delta_server.app import ServerThread
+from delta_server.config import ServerConfig
 from delta_server.launch import ServerProcess
 from PIL import Image
 from safetensors.torch import save_file
@@ -267,7 +269,7 @@ def test_a_users_own_model_is_the_teacher_as_it_came_and_its_bundle_is_served(
     for i in range(4):
         Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / f"{i}.png")
     monkeypatch.chdir(home)
-    with ServerProcess.start(out / "bundle", allow=["mymodel:Net"], threads=1) as server:
+    with ServerThread(ServerConfig(bundles=(out / "bundle",), allow=frozenset({"mymodel:Net"}))) as server:
         _answers(run, tmp_path, out / "bundle", server.address, "--allow", "mymodel:Net")
 
 
@@ -376,7 +378,9 @@ def test_a_budget_too_small_sends_nothing_and_a_larger_one_goes_on(run, tmp_path
     with ServerProcess.start(training=store, threads=1) as cloud:
         call = ("train", "--config", config, "--out", out, "--cloud", cloud.address)
         done = run(*call, "--set", "budget={mu: 23}")
-        _refuses(done, BudgetExceededError, "too small for the data set", "nothing was sent")
+        _refuses(
+            done, BudgetExceededError, "too small for the data set", "nothing was sent", "without a subject"
+        )
         assert entered(out) == []
         assert not list(store.glob("tenants/*"))
         released = {path.name: path.read_bytes() for path in out.glob("releases/*")}

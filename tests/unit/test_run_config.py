@@ -56,15 +56,18 @@ def test_a_word_stands_for_what_it_names(path, short, long):
     assert read(path, f"noise: none\n{short}\n") == read(path, f"noise: none\n{long}\n")
 
 
-def test_the_settings_of_training_are_those_of_the_run(path):
-    run = read(path, "noise: {epsilon: 8}\ndata: embedded\nrank: 3\nbudget: {mu: 2}\npromote: always\n")
+@pytest.mark.parametrize("budget", ["unlimited", "{mu: 2}", "{epsilon: 8}", "{epsilon: 8, delta: 1.0e-6}"])
+def test_the_settings_of_training_are_those_of_the_run(path, budget):
+    run = read(path, f"noise: {{epsilon: 8}}\ndata: embedded\nrank: 3\nbudget: {budget}\npromote: always\n")
     assert type(run.training) is TrainConfig
     assert run.training.model_dump() == run.model_dump(exclude={"model", "data", "promote"})
 
 
-def test_a_run_survives_json_and_keeps_its_hash(path):
+@pytest.mark.parametrize("budget", ["unlimited", "{mu: 2}", "{epsilon: 8}"])
+def test_a_run_survives_json_and_keeps_its_hash(path, budget):
     run = read(
-        path, "noise: {epsilon: 8}\ndata: {target: 'a:b', size: [32, 32]}\nmodel: {weights: w.safetensors}\n"
+        path,
+        f"noise: {{epsilon: 8}}\nbudget: {budget}\ndata: {{target: 'a:b'}}\nmodel: {{weights: w.safetensors}}\n",
     )
     again = RunConfig.model_validate_json(run.model_dump_json())
     assert again == run

@@ -76,8 +76,8 @@ def test_the_note_says_what_runs_there_and_is_the_owners_alone(folder):
         ({"model": {"arguments": {"width": 4}}}, DATA, "model.arguments.width;"),
         ({"whole": None}, DATA, "whole;"),
         ({"data": "generated:3x1x8x8"}, DATA, "data.source;"),
-        ({}, "1" * 64, "in the data;"),
-        ({"rank": 5}, "1" * 64, "rank, the data;"),
+        ({}, "1" * 64, "in the data or the model's weights;"),
+        ({"rank": 5}, "1" * 64, "rank, the data or the model's weights;"),
     ],
 )
 def test_another_run_is_refused_by_the_names_of_what_differs_and_nothing_changes(
@@ -170,5 +170,18 @@ def test_other_data_has_other_checkpoints_even_after_a_restart(folder):
     _keep(folder, config())
     store = folder.claim(config(), data="1" * 64, restart=True).of("fit", {"lr": 1})
     store.save(Checkpoint(step=7, finished=False, tensors={"w": torch.ones(2)}, state={}))
-    assert RunFolder.context(DATA) != RunFolder.context("1" * 64)
     assert _step(folder, config(), data="1" * 64) == 7
+
+
+def test_checkpoints_may_lie_in_a_folder_that_runs_share_and_a_restart_leaves_that_alone(folder, tmp_path):
+    """Their names tell fits apart, by settings, by data and by the version of the code."""
+
+    def step(data: str, *, restart: bool = False) -> int | None:
+        store = folder.claim(config(), data=data, restart=restart, checkpoints=tmp_path / "shared")
+        stored = store.of("fit", {"lr": 1}).latest()
+        return None if stored is None else stored.step
+
+    store = folder.claim(config(), data=DATA, checkpoints=tmp_path / "shared").of("fit", {"lr": 1})
+    store.save(Checkpoint(step=5, finished=False, tensors={"w": torch.ones(2)}, state={}))
+    assert step(DATA, restart=True) == 5
+    assert step("1" * 64, restart=True) is None

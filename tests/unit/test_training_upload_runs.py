@@ -18,6 +18,7 @@ from delta.release.noise import NoiseKey
 from delta.training.checkpoint import FitStore
 from delta.training.cloud_stage import CloudStage, Stage2, train_cloud_stage
 from delta.training.config import FitConfig, LabelConfig, TrainConfig
+from delta.training.inprocess import InProcessTrainingCloud
 from delta.training.private_stage import PrivateStage
 from delta.training.uploads import Uploads
 from tests.hostile_training import HostileTrainingCloud, Lies
@@ -232,7 +233,8 @@ def test_an_interactive_run_that_has_ended_is_taken_as_it_is_whatever_the_budget
     """Its last state is stored on both sides: started again it asks for the held-out records, and steps no more."""
     ledger, store = InMemoryLedger(budget="unlimited"), FitStore(tmp_path / "checkpoints", "one")
     weights, steps = [], []
-    cloud = HostileTrainingCloud()
+    inner = InProcessTrainingCloud(allowed={"delta.models:resnet_small"}, store=store)
+    cloud = HostileTrainingCloud(inner=inner)
     for budget, there in ((BudgetConfig(mu=50.0), None), (BudgetConfig(mu=60.0), None), (UNLIMITED, cloud)):
         for _ in "ab" if there else "a":
             config = config_of(mode="interactive", budget=budget)
