@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from delta.config import canonical_hash
-from delta.errors import BudgetExceededError, CloudAnswerError, CloudTrainingError, CloudUnavailableError
-from delta.methods.delta.fusion import check_answer, fuse
+from delta.errors import BudgetExceededError, CloudAnswerError
+from delta.methods.delta.fusion import fuse
 from delta.methods.delta.parts import PrivateParts
 from delta.models.cloud_model import CloudModel
 from delta.privacy.ledger import InMemoryLedger, Ledger
 from delta.release.config import ReleaseConfig
-from delta.release.ids import record_digest
 from delta.release.noise import NoiseKey
 from delta.training.checkpoint import FitStore
-from delta.training.cloud import TrainingCloud, UploadChunk
+from delta.training.cloud import TrainingCloud
 from delta.training.cloud_trainer import job_model
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress, logits_of, quiet
 from delta.training.fusion import fit_alpha
 from delta.training.inprocess import InProcessTrainingCloud
 from delta.training.interactive import train_interactively
+from delta.training.kept_uploads import kept_uploads
+from delta.training.one_shot import train_one_shot
 from delta.training.private_stage import PrivateStage
 from delta.training.release_stage import architecture_of, build_release
 from delta.training.spec import DatasetSpec, JobSpec
-from delta.training.uploads import Uploads, make_uploads
+from delta.training.task import Mode, Task
+from delta.training.uploads import Uploads
 
 __all__ = ["CloudStage", "Fusion", "Stage2", "fit_fusion", "train_cloud_stage"]
 
-_ATTEMPTS = 6  # of an upload that is cut again and again without a single record more
+MODES: Mapping[str, Mode] = MappingProxyType({"one-shot": train_one_shot, "interactive": train_interactively})
+"""The ways to run stage 2, by the name that a configuration gives them."""
 
 
 @dataclass(frozen=True)
@@ -148,203 +151,84 @@ def train_cloud_stage(
     architecture = architecture_of(stage.split)
     release, parts = build_release(stage, config)
     started = time.perf_counter()
-    uploads = _uploads(stage, config, release, parts, where=where, key=key)
-    subjects = (*stage.fit.subjects, *stage.held_out.subjects)
+    uploads = kept_uploads(stage, config, release, parts, folder=where.folder, key=key)
     released = time.perf_counter()
+    debited = _debit(where.ledger, stage, config, release, uploads)
+    cloud = where.cloud or InProcessTrainingCloud(
+        device=config.device,
+        allowed={architecture.target},
+        store=where.store,
+        progress=lambda _, done, total: progress(label, done, total),
+    )
+    before = (cloud.bytes_up, cloud.bytes_down)
+    task = Task(
+        stage=stage,
+        config=config,
+        uploads=uploads,
+        dataset=DatasetSpec(
+            release=release, classes=stage.split.classes, records=len(uploads), labels=config.labels
+        ),
+        job=JobSpec(
+            architecture=architecture,
+            fit=config.cloud_fit,
+            augment=config.cloud_augment,
+            precision=config.precision,
+            seed=config.seed + 2,
+        ),
+        parts=parts,
+        cloud=cloud,
+        store=where.store,
+        progress=progress,
+        told=quiet if where.cloud is None else progress,
+        label=label,
+    )
+    outcome = MODES[config.mode](task)
+    fresh = job_model(task.dataset, task.job, allowed={architecture.target})
+    model = _fetched(cloud.fetch(*outcome.names), fresh)
+    ended = time.perf_counter()
+    result = CloudStage(
+        private=outcome.parts,
+        release=release,
+        cloud=model,
+        fusion=Fusion(config.fusion, 1.0, config.alpha_max, config.logit_bound),
+        held_out_bits=_held_out_bits(uploads, stage),
+        releases=len(uploads),
+        debited=debited,
+        bytes_up=cloud.bytes_up - before[0],
+        bytes_down=cloud.bytes_down - before[1],
+        resumed=outcome.resumed,
+        bad_answers=outcome.bad_answers,
+        job=outcome.names,
+        seconds={
+            "release": released - started,
+            "upload": outcome.upload_s,
+            "cloud": ended - released - outcome.upload_s,
+        },
+    )
+    z_main = result.main_logits(stage.held_out.x)
+    return replace(result, fusion=fit_fusion(config, z_main, outcome.held_out, stage.held_out.y))
+
+
+def _debit(
+    ledger: Ledger, stage: PrivateStage, config: TrainConfig, release: ReleaseConfig, uploads: Uploads
+) -> int:
+    """Enter everything before anything is sent; returns how many entries were new."""
+    subjects = (*stage.fit.subjects, *stage.held_out.subjects)
     try:
-        debited = where.ledger.debit(uploads.debits(release=release, labels=config.labels, subjects=subjects))
+        return ledger.debit(uploads.debits(release=release, labels=config.labels, subjects=subjects))
     except BudgetExceededError as error:
         unknown = "" if all(subjects) else "; records without a subject count as one person's"
         raise BudgetExceededError(
             f"the budget is too small for the data set, and nothing was sent: {error}{unknown}"
         ) from None
-    cloud = where.cloud or InProcessTrainingCloud(
-        device=config.device,
-        allowed={architecture.target},
-        store=where.store,
-        progress=_labelled(progress, label),
-    )
-    classes = stage.split.classes
-    dataset = DatasetSpec(release=release, classes=classes, records=len(uploads), labels=config.labels)
-    job = JobSpec(
-        architecture=architecture,
-        fit=config.cloud_fit,
-        augment=config.cloud_augment,
-        precision=config.precision,
-        seed=config.seed + 2,
-    )
-    before = (cloud.bytes_up, cloud.bytes_down)
-    bad_answers = 0
-    if config.mode == "one-shot":
-        names = _names(uploads, dataset, job)
-        told = progress if where.cloud is not None else quiet  # a cloud in this process tells by itself
-        _upload(cloud, names[0], dataset, uploads, progress=told, label=f"upload, {label}")
-        uploaded = time.perf_counter()
-        cloud.start(*names, job)
-        _wait(cloud, names, progress=told, label=label)
-        rows = _checked(cloud.held_out_logits(*names), int(uploads.releases.held_out.sum()), classes)
-        z_cloud = uploads.held_out_rows(rows, fit_records=len(stage.fit.y))
-    else:
-        uploaded = released
-        outcome = train_interactively(
-            stage,
-            config,
-            uploads,
-            dataset,
-            job,
-            parts=parts,
-            cloud=cloud,
-            names=lambda spec: _names(uploads, dataset, spec),
-            store=where.store,
-            progress=progress,
-            label=label,
-        )
-        names, z_cloud, bad_answers, parts = (
-            outcome.names,
-            outcome.held_out,
-            outcome.bad_answers,
-            outcome.parts,
-        )
-    model = _fetched(cloud.fetch(*names), job_model(dataset, job, allowed={architecture.target}))
-    ended = time.perf_counter()
-    held_out_bits = torch.empty(len(stage.held_out.y), release.payload_bytes, dtype=torch.uint8)
-    places = uploads.origin[uploads.releases.held_out] - len(stage.fit.y)
-    held_out_bits[places] = uploads.releases.bits[uploads.releases.held_out]
-    result = CloudStage(
-        private=parts,
-        release=release,
-        cloud=model,
-        fusion=Fusion(config.fusion, 1.0, config.alpha_max, config.logit_bound),
-        held_out_bits=held_out_bits,
-        releases=len(uploads),
-        debited=debited,
-        bytes_up=cloud.bytes_up - before[0],
-        bytes_down=cloud.bytes_down - before[1],
-        bad_answers=bad_answers,
-        job=names,
-        seconds={"release": released - started, "upload": uploaded - released, "cloud": ended - uploaded},
-    )
-    fusion = fit_fusion(config, result.main_logits(stage.held_out.x), z_cloud, stage.held_out.y)
-    return replace(result, fusion=fusion)
 
 
-def _uploads(
-    stage: PrivateStage,
-    config: TrainConfig,
-    release: ReleaseConfig,
-    parts: PrivateParts,
-    *,
-    where: Stage2,
-    key: NoiseKey | None,
-) -> Uploads:
-    """The stored releases, or new ones; the key is kept until they are stored, and then erased."""
-    path = key_path = None
-    if where.folder is not None:
-        what = {
-            "release": release.release_hash,
-            "labels": config.labels.model_dump(mode="json"),
-            "views": [config.views, config.augment if config.views > 1 else "none", config.seed],
-            "records": [
-                [list(r.ids), list(r.subjects), record_digest(r.x).hex()] for r in (stage.fit, stage.held_out)
-            ],
-            "told": record_digest(stage.fit.y).hex(),  # a corrected label is another upload
-        }
-        name = canonical_hash(what)[:16]
-        path = where.folder / f"releases-{name}.safetensors"
-        key_path = where.folder / f"releases-{name}.key"
-        stored = Uploads.load(path)
-        if stored is not None:
-            key_path.unlink(missing_ok=True)
-            return stored
-        if key is None:
-            key_path.parent.mkdir(parents=True, exist_ok=True)
-            key = NoiseKey.at(key_path)
-    uploads = make_uploads(
-        parts,
-        release,
-        fit=stage.fit,
-        held_out=stage.held_out,
-        classes=stage.split.classes,
-        labels=config.labels,
-        key=key or NoiseKey.generate(),
-        views=config.views,
-        augment=config.augment,
-        seed=config.seed,
-        device=torch.device(config.device),
-    )
-    if path is not None and key_path is not None:
-        uploads.save(path)
-        key_path.unlink(missing_ok=True)
-    return uploads
-
-
-def _names(uploads: Uploads, dataset: DatasetSpec, job: JobSpec) -> tuple[str, str]:
-    """Names of data set and job: functions of what the cloud gets anyway, so that a run finds its own again."""
-    first = canonical_hash([uploads.digest(), dataset.model_dump(mode="json"), job.steps is not None])
-    return first[:32], canonical_hash([first, job.model_dump(mode="json")])[:32]
-
-
-def _upload(
-    cloud: TrainingCloud,
-    name: str,
-    dataset: DatasetSpec,
-    uploads: Uploads,
-    *,
-    progress: Progress,
-    label: str,
-) -> None:
-    """Upload what the cloud has not acknowledged; a cut goes on from there, until it gets no further."""
-    stored, attempts = _acknowledged(cloud.create(name, dataset), uploads), 0
-    furthest = stored
-    while stored < len(uploads):
-        try:
-            stored = cloud.upload(name, _told(uploads, stored, progress, label))
-        except CloudUnavailableError as error:
-            reason = error
-            stored = cloud.create(name, dataset)
-        else:
-            reason = CloudUnavailableError("the cloud acknowledged less than was sent")
-        attempts = 0 if _acknowledged(stored, uploads) > furthest else attempts + 1
-        furthest = max(furthest, stored)  # a cloud that forgets and stores again in turn ends, too
-        if attempts >= _ATTEMPTS:
-            raise CloudUnavailableError(
-                f"the upload got no further than {stored} of {len(uploads)} releases: {reason}; run again to go on"
-            )
-    progress(label, len(uploads), len(uploads))
-
-
-def _acknowledged(stored: int, uploads: Uploads) -> int:
-    """What the cloud says that it has stored, if that can be (I4)."""
-    if not 0 <= stored <= len(uploads):
-        raise CloudAnswerError(f"the cloud says that it has stored {stored} releases of {len(uploads)}")
-    return stored
-
-
-def _told(uploads: Uploads, start: int, progress: Progress, label: str) -> Iterator[UploadChunk]:
-    for chunk in uploads.chunks(start=start):
-        progress(label, chunk.first, len(uploads))
-        yield chunk
-
-
-def _wait(cloud: TrainingCloud, names: tuple[str, str], *, progress: Progress, label: str) -> None:
-    """Watch a job to its end.
-
-    Raises:
-        CloudTrainingError: it failed or was cancelled.
-    """
-    state, told = None, 0
-    for state in cloud.watch(*names):
-        if state.steps and state.step > told:  # the end is told by two states
-            told = state.step
-            progress(label, min(state.step, state.steps), state.steps)
-    if state is None or state.state != "done":
-        what = "ended without a word" if state is None else state.state
-        why = f": {state.message}" if state is not None and state.message else ""
-        raise CloudTrainingError(f"the training in the cloud {what}{why}")
-
-
-def _checked(logits: Tensor, records: int, classes: int) -> Tensor:
-    return check_answer(logits, records=records, classes=classes)
+def _held_out_bits(uploads: Uploads, stage: PrivateStage) -> Tensor:
+    """Releases of the held-out records, in their order: `[h, B]`."""
+    held_out = uploads.releases.held_out
+    bits = torch.empty(len(stage.held_out.y), uploads.releases.bits.shape[1], dtype=torch.uint8)
+    bits[uploads.origin[held_out] - len(stage.fit.y)] = uploads.releases.bits[held_out]
+    return bits
 
 
 def _fetched(weights: dict[str, Tensor], model: CloudModel) -> CloudModel:
@@ -362,7 +246,3 @@ def _fetched(weights: dict[str, Tensor], model: CloudModel) -> CloudModel:
         raise CloudAnswerError("the cloud's weights are not finite")
     model.load_state_dict(weights)
     return model.cpu().eval()
-
-
-def _labelled(progress: Progress, label: str) -> Callable[[str, int, int], None]:
-    return lambda _, done, total: progress(label, done, total)

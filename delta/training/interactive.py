@@ -7,8 +7,8 @@ stored ones in every epoch, in batches that are fixed beforehand, whatever the c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +16,17 @@ from torch import Tensor, nn
 from delta.errors import CloudAnswerError
 from delta.methods.delta.fusion import check_answer
 from delta.methods.delta.parts import PrivateParts
-from delta.training.checkpoint import Checkpoint, FitStore
-from delta.training.cloud import InteractiveSession, TrainingCloud
+from delta.training.checkpoint import Checkpoint
+from delta.training.cloud import InteractiveSession
 from delta.training.config import TrainConfig
 from delta.training.descent import Descent
-from delta.training.fit import Progress, augmented, placed
-from delta.training.private_stage import PrivateStage
-from delta.training.spec import DatasetSpec, JobSpec
+from delta.training.fit import augmented, placed
+from delta.training.task import Outcome, Task
 from delta.training.uploads import Uploads
 
-__all__ = ["Interactive", "train_interactively"]
+__all__ = ["train_interactively"]
 
 _STATES = 100  # that both sides store over a whole training
-
-
-@dataclass(frozen=True)
-class Interactive:
-    """What interactive training leaves.
-
-    Attributes:
-        names: data set and job, as the cloud knows them.
-        parts: the private modules, with the main model as it ended.
-        held_out: z_cloud of the held-out records, in their order, `[h, classes]`.
-        bad_answers: exchanges whose answer was not fit to use; M_main then learned by itself.
-    """
-
-    names: tuple[str, str]
-    parts: PrivateParts
-    held_out: Tensor
-    bad_answers: int
 
 
 class _Main:
@@ -91,78 +73,49 @@ class _Main:
         self.generator.set_state(stored.tensors["generator"])
 
 
-def train_interactively(
-    stage: PrivateStage,
-    config: TrainConfig,
-    uploads: Uploads,
-    dataset: DatasetSpec,
-    job: JobSpec,
-    *,
-    parts: PrivateParts,
-    cloud: TrainingCloud,
-    names: Callable[[JobSpec], tuple[str, str]],
-    store: FitStore | None,
-    progress: Progress,
-    label: str,
-) -> Interactive:
+def train_interactively(task: Task) -> Outcome:
     """Exchange every batch of every epoch, then ask for the held-out records.
 
     Both sides store their state at the same steps, the cloud first: a side that was killed goes on from the last
-    one that both have.
-
-    Args:
-        stage: stage 1.
-        config: epochs and batch of `cloud_fit`, learning rate of M_main.
-        uploads: the stored releases.
-        dataset: as the cloud is told.
-        job: likewise, without its number of steps.
-        parts: the frozen private modules; M_main is copied.
-        cloud: that trains.
-        names: data set and job by the job's specification.
-        store: checkpoints of the private side.
-        progress: told after every exchange.
-        label: the name it is told.
+    one that both have. Batches, labels and bits are fixed beforehand.
 
     Raises:
         CloudError: the cloud failed; the same call goes on from the last state that both sides have.
     """
+    config, uploads, parts = task.config, task.uploads, task.parts
     kept = (~uploads.releases.held_out).nonzero().flatten()
     batch = min(config.cloud_fit.batch, len(kept))
     starts = [start for start in range(0, len(kept), batch) if len(kept) - start >= 2]
     steps = config.cloud_fit.epochs * len(starts)
-    job = job.model_copy(update={"steps": steps})
-    named = names(job)
-    device = torch.device(config.device)
-    main = _Main(parts, config, steps=steps, device=device)
-    checkpoints = (
-        store.of("merged", [*named, config.model_dump(mode="json", exclude={"budget"})])
-        if store is not None
-        else None
-    )
-    stored = checkpoints.latest() if checkpoints is not None else None
+    job = task.job.model_copy(update={"steps": steps})
+    names = task.names(job)
+    main = _Main(parts, config, steps=steps, device=torch.device(config.device))
+    identity = [*names, config.model_dump(mode="json", exclude={"budget"})]
+    checkpoints = None if task.store is None else task.store.of("merged", identity)
+    stored = None if checkpoints is None else checkpoints.latest()
     begun = 0 if stored is None else stored.step
     stride = -(-steps // _STATES)  # by steps, not by the clock: what is sent must not depend on it (I1)
     bad_answers = 0
     if stored is not None:
         main.restore(stored)
         bad_answers = int(stored.state["bad_answers"])
-    cloud.create(named[0], dataset)
-    with cloud.interact(*named, job, step=begun) as session:
+    task.cloud.create(names[0], task.dataset)
+    with task.cloud.interact(*names, job, step=begun) as session:
         for step, index in _batches(kept, batch, starts, config):
             if step <= begun:
                 continue
-            bits, told = uploads.releases.bits[index], uploads.releases.labels[index]
             due = checkpoints is not None and (step % stride == 0 or step == steps)
-            z_cloud = _answer(session, bits, told, update=True, checkpoint=due, classes=dataset.classes)
+            z_cloud = _answer(session, uploads, index, checkpoint=due, classes=task.dataset.classes)
             bad_answers += z_cloud is None
             places = uploads.origin[index]
-            main.step(stage.fit.x[places], stage.fit.y[places], z_cloud)
+            main.step(task.stage.fit.x[places], task.stage.fit.y[places], z_cloud)
             if checkpoints is not None and due:
                 checkpoints.save(main.checkpoint(step, bad_answers))
-            progress(label, step, steps)
-        rows = _held_out(session, uploads, batch, dataset.classes)
+            task.progress(task.label, step, steps)
+        rows = _held_out(session, uploads, batch, task.dataset.classes)
     trained = replace(parts.to(torch.device("cpu")), main=main.model.cpu().eval().requires_grad_(False))
-    return Interactive(named, trained, uploads.held_out_rows(rows, fit_records=len(stage.fit.y)), bad_answers)
+    held_out = uploads.held_out_rows(rows, fit_records=len(task.stage.fit.y))
+    return Outcome(names, trained, held_out, resumed=begun > 0, bad_answers=bad_answers)
 
 
 def _batches(
@@ -179,12 +132,15 @@ def _batches(
 
 
 def _answer(
-    session: InteractiveSession, bits: Tensor, labels: Tensor, *, update: bool, checkpoint: bool, classes: int
+    session: InteractiveSession, uploads: Uploads, index: Tensor, *, checkpoint: bool, classes: int
 ) -> Tensor | None:
     """z_cloud of a batch, or none where the answer is not fit to use (I4)."""
-    answer = session.exchange(bits, labels, update=update, checkpoint=checkpoint)
+    releases = uploads.releases
+    answer = session.exchange(
+        releases.bits[index], releases.labels[index], update=True, checkpoint=checkpoint
+    )
     try:
-        return check_answer(answer, records=len(bits), classes=classes)
+        return check_answer(answer, records=len(index), classes=classes)
     except CloudAnswerError:
         return None
 

@@ -50,6 +50,7 @@ def run_figures(
         "bad_answers": stage.bad_answers,
         "leakage": {"cloud_label_accuracy": controls.cloud_alone, "label_prior": run.prior},
         "bytes_per_record": run.bytes_per_record,
+        "resumed": stage.resumed,
         "releases": {"total": stage.releases, "held_out": len(stage.held_out_bits), "debited": stage.debited},
         "labels": config.labels.model_dump(mode="json"),
         "privacy": {
@@ -82,6 +83,7 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
     controls, stage, facts = run.controls, run.stage, run.bundle.facts
     size, times = run.bytes_per_record, run.seconds
     ceiling = run.claim.ceiling_bits
+    share = "the rest of a training that was cut" if stage.resumed else "the training"
     claim = "none: empirical obfuscation"
     if run.claim.epsilon is not None:
         claim = f"ε = {run.claim.epsilon:.2f} at δ = {run.claim.delta:g} a release"
@@ -108,6 +110,6 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
         ["labels", labels],
         ["leak: the cloud guesses the label", f"{controls.cloud_alone:.1f} % (prior {run.prior:.1f} %)"],
         ["releases / entries new to the ledger", f"{stage.releases:,} / {stage.debited:,}"],
-        ["bytes a record over the training, up / down", f"{size['up']:.1f} / {size['down']:.1f}"],
+        [f"bytes a record over {share}, up / down", f"{size['up']:.1f} / {size['down']:.1f}"],
         ["seconds: " + ", ".join(times), ", ".join(f"{value:.0f}" for value in times.values())],
     ]
