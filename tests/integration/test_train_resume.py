@@ -142,6 +142,7 @@ def test_what_was_released_stays_and_the_ledger_knows_of_it(target, cloud, tmp_p
     assert (stored_releases(run.out), entered(run.out)) == (released, sent)
 
 
+@pytest.mark.slow
 def test_a_run_with_its_own_cloud_goes_on_at_once_after_a_kill(target, tmp_path):
     """The cloud of the killed run may still hold the store; the next one waits until it has ended."""
     run = _Run(target, tmp_path, cloud_fit={"epochs": 10})
