@@ -16,6 +16,7 @@ from delta.release.packing import unpack_bits
 from delta.training.checkpoint import Checkpoint, CheckpointStore
 from delta.training.descent import Descent
 from delta.training.fit import Progress, Report, augmented, fit, logits_of, placed, quiet
+from delta.training.repeatable import repeatable
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.world import ALONE, World
 
@@ -211,9 +212,10 @@ class InteractiveTrainer:
                 "more, and the number of steps is fixed"
             )
         self.model.train()
-        with self._descent.precision():
-            logits: Tensor = self.model(_views(bits, self._dataset, self._job, self._generator))
-        self._descent.step(self._loss(logits.float(), labels.to(self._device)))
+        with repeatable(self._device):
+            with self._descent.precision():
+                logits: Tensor = self.model(_views(bits, self._dataset, self._job, self._generator))
+            self._descent.step(self._loss(logits.float(), labels.to(self._device)))
         self.step += 1
         if checkpoint and self._checkpoints is not None:
             self._store()

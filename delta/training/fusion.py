@@ -18,7 +18,8 @@ def fit_alpha(
 
     The likelihood of the labels under softmax(a·z_main + b·clip(z_cloud)) is concave in (a, b); α = b/a at
     its maximum, which calibrates z_main by the way. Where the cloud's term does not raise the likelihood by
-    more than chance would (likelihood ratio, 5 %), α is 0: the cloud is then of no use.
+    more than chance would (likelihood ratio, 5 %), or the fusion gets fewer records right than z_main alone,
+    α is 0: the cloud is then of no use.
 
     Args:
         z_main: the main model's logits on held-out records, `[n, classes]`.
@@ -35,7 +36,10 @@ def fit_alpha(
     a, b = float(weights[0]), float(weights[1])
     if b <= 0 or 2 * (alone - both) <= LIKELIHOOD_RATIO:
         return 0.0
-    return alpha_max if a <= 0 else min(b / a, alpha_max)
+    alpha = alpha_max if a <= 0 else min(b / a, alpha_max)
+    right_alone = (main.argmax(1) == labels).sum()
+    right_fused = ((main + alpha * cloud).argmax(1) == labels).sum()
+    return alpha if right_fused >= right_alone else 0.0
 
 
 def _newton(features: Tensor, labels: Tensor, *, steps: int) -> tuple[float, Tensor]:

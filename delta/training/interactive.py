@@ -21,6 +21,7 @@ from delta.training.cloud import InteractiveSession
 from delta.training.config import TrainConfig
 from delta.training.descent import Descent
 from delta.training.fit import augmented, placed
+from delta.training.repeatable import repeatable
 from delta.training.task import Outcome, Task
 from delta.training.uploads import Uploads
 
@@ -43,17 +44,19 @@ class _Main:
     def step(self, x: Tensor, y: Tensor, z_cloud: Tensor | None) -> None:
         """One step on records `[n, c, h, w]`, true labels `[n]` and z_cloud `[n, classes]`, if there is any."""
         x, y = x.to(self._device), y.to(self._device)
-        with torch.no_grad():
-            images = augmented(x, self._augment, generator=self.generator)
-            view = self._parts.decomposer.main_input(self._parts.decomposer(self._parts.backbone(images)))
         self.model.train()
-        with self.descent.precision():
-            z_main: Tensor = self.model(view).float()
-        loss = nn.functional.cross_entropy(z_main, y)
-        if z_cloud is not None:
-            merged = z_main + z_cloud.to(self._device).clamp(-self._bound, self._bound)
-            loss = 0.5 * (loss + nn.functional.cross_entropy(merged, y))
-        self.descent.step(loss)
+        with repeatable(self._device):
+            with torch.no_grad():
+                images = augmented(x, self._augment, generator=self.generator)
+                parts = self._parts.decomposer(self._parts.backbone(images))
+                view = self._parts.decomposer.main_input(parts)
+            with self.descent.precision():
+                z_main: Tensor = self.model(view).float()
+            loss = nn.functional.cross_entropy(z_main, y)
+            if z_cloud is not None:
+                merged = z_main + z_cloud.to(self._device).clamp(-self._bound, self._bound)
+                loss = 0.5 * (loss + nn.functional.cross_entropy(merged, y))
+            self.descent.step(loss)
 
     def checkpoint(self, step: int, bad_answers: int) -> Checkpoint:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
