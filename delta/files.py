@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from delta.errors import InputError
@@ -40,7 +41,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         if staging is not None:
-            os.unlink(staging)
+            with suppress(OSError):  # swept by someone else, or the disk is gone: the first error is told
+                os.unlink(staging)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 from typing import ClassVar, Self
 
 from delta.errors import ConfigError
+from delta.files import sync_folder
 
 __all__ = ["SecretFile"]
 
@@ -79,20 +81,23 @@ class SecretFile:
             ConfigError: the file exists or cannot be written; nothing is left behind.
         """
         name = f"{self.kind} {path}"
+        staging: Path | None = None
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            handle, text = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+            staging = Path(text)
+            with open(handle, "wb") as file:
+                file.write(self._secret)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(staging, path)  # there whole, or not at all; never over another
+            sync_folder(path.parent)
         except FileExistsError:
             raise ConfigError(f"{name} exists; {self.needed_by}, so choose another path") from None
         except OSError as error:
             raise ConfigError(f"{name} cannot be written: {error.strerror}") from None
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(self._secret)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise ConfigError(f"{name} cannot be written: {error.strerror}") from None
+        finally:
+            if staging is not None:
+                staging.unlink(missing_ok=True)
 
     @classmethod
     def at(cls, path: Path) -> Self:

@@ -45,17 +45,15 @@ def small_fit(
     y = torch.randint(0, 3, (RECORDS,), generator=drawn)
     model = placed(small_net(), cpu)
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        fit(
-            model,
-            lambda net, index: net(augmented(x[index], "shift+flip", generator=generator, shift=1)),
-            lambda logits, index: nn.functional.cross_entropy(logits, y[index]),
-            records=RECORDS,
-            config=FitConfig(epochs=epochs, batch=BATCH),
-            generator=generator,
-            progress=progress,
-            checkpoints=checkpoints,
-            **options,
-        )
+    fit(
+        model,
+        lambda net, index: net(augmented(x[index], "shift+flip", generator=generator, shift=1)),
+        lambda logits, index: nn.functional.cross_entropy(logits, y[index]),
+        records=RECORDS,
+        config=FitConfig(epochs=epochs, batch=BATCH),
+        generator=generator,
+        progress=progress,
+        checkpoints=checkpoints,
+        **options,
+    )
     return weights_hash(model.state_dict())

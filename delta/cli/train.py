@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from delta.data.records import Dataset, DataSplits
     from delta.models.splitting import Parts
+    from delta.privacy.ledger import Budget
     from delta.training.folder import RunFolder
     from delta.training.run import Run
     from delta.training.run_config import RunConfig
@@ -59,6 +60,16 @@ def train(
     forget: Annotated[
         bool, typer.Option(help="Delete the data set and its jobs from the cloud at the end.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget of each subject from now on, such as epsilon=8; default: the file's; it never loosens --ledger."
+        ),
+    ] = None,
+    noise_key: Annotated[
+        Path | None,
+        typer.Option(help="Key of label responses, drawn on first use; default: noise.key in --out."),
+    ] = None,
     restart: Annotated[
         bool, typer.Option(help="Give up the checkpoints of whatever run --out holds.")
     ] = False,
@@ -70,7 +81,8 @@ def train(
     from delta.data.load import download_dataset
     from delta.device import device_of
     from delta.privacy.disk_ledger import DiskLedger
-    from delta.release.components import component_hash
+    from delta.release.components import computation_hash
+    from delta.release.noise import NoiseKey
     from delta.training.cloud_stage import Stage2
     from delta.training.folder import RunFolder
     from delta.training.run import run_training
@@ -103,28 +115,60 @@ def train(
         [
             splits.train.fingerprint(),
             run.model.model_dump(mode="json"),
-            component_hash(parts.model.state_dict()),
+            computation_hash(parts.model),
         ]
     )
-    store = folder.claim(run, data=basis, restart=restart, checkpoints=checkpoints, warn=warn)
-    # Silence keeps the budget that the ledger has; a word changes it.
-    budget = run.subject_budget if "budget" in run.model_fields_set else None
     with (
-        DiskLedger(ledger or folder.ledger, budget=budget, warn=warn) as book,
-        _cloud(run, parts, folder, cloud, workers, tell) as training,
+        folder.held(),
         progress() as watch,
     ):
-        where = Stage2(cloud=training, ledger=book, folder=folder.releases, store=store)
-        result = run_training(parts, splits, run.training, where=where, progress=watch)
-        save_bundle(result.bundle, folder.bundle)
-        promoted = _promote(run, result, training, public)
-        if forget:
-            training.delete(result.stage.job[0])
+        store = folder.claim(run, data=basis, restart=restart, checkpoints=checkpoints, warn=warn)
+        path = ledger or folder.ledger
+        label_key = NoiseKey.at(noise_key or folder.noise_key) if run.labels.epsilon is not None else None
+        with (
+            DiskLedger(path, budget=_budget(run, path, budget, own=ledger is None), warn=warn) as book,
+            _cloud(run, parts, folder, cloud, workers, tell) as training,
+        ):
+            where = Stage2(training, book, folder.releases, store, label_key)
+            result = run_training(parts, splits, run.training, where=where, progress=watch)
+            save_bundle(result.bundle, folder.bundle)
+            promoted = _promote(run, result, training, public)
+            if forget:
+                training.delete(result.stage.job[0])
     figures = _figures(run, result, splits, promoted=promoted, seconds=time.perf_counter() - started)
     write_json(folder.summary, figures)
     write_json(json, figures)
     if str(json) != "-":
         _show(run, result, folder, figures)
+
+
+def _budget(run: RunConfig, path: Path, given: str | None, *, own: bool) -> Budget | None:
+    """The budget to write into a ledger; none for the one that it has.
+
+    A file of settings decides for the run's own ledger, and never loosens one that is named with `--ledger`.
+    """
+    from delta.privacy.budget import budget_text, parse_budget
+    from delta.privacy.ledger import UNLIMITED
+    from delta.privacy.ledger_file import read_ledger
+
+    if given is not None:
+        return parse_budget(given)
+    wanted = run.subject_budget
+    if not path.exists() or not path.stat().st_size:
+        return wanted
+    held = read_ledger(path).budget
+    if held == UNLIMITED or (wanted != UNLIMITED and wanted <= held):
+        return wanted
+    if "budget" not in run.model_fields_set:
+        return None
+    if own:
+        warn(f"ledger {path}: the budget was {budget_text(held)}, and is {budget_text(wanted)} from now on")
+        return wanted
+    warn(
+        f"ledger {path} holds a budget of {budget_text(held)}, stricter than the configuration's, and keeps it; "
+        "--budget sets another"
+    )
+    return None
 
 
 def _check_address(address: str | None, workers: int | None) -> None:

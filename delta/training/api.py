@@ -12,9 +12,11 @@ from delta.bundle.store import Bundle
 from delta.data.records import Dataset, DataSplits
 from delta.errors import ConfigError
 from delta.models.splitting import Parts
+from delta.privacy.ledger import InMemoryLedger
 from delta.release.noise import NoiseKey
+from delta.training.affordable import check_budget
 from delta.training.assemble import assemble_bundle
-from delta.training.cloud_stage import train_cloud_stage
+from delta.training.cloud_stage import Stage2, train_cloud_stage
 from delta.training.config import TrainConfig
 from delta.training.controls import measure_controls
 from delta.training.fit import Progress, quiet
@@ -46,14 +48,17 @@ def train(
 
     Raises:
         ConfigError: a setting is wrong, or model and data do not fit together.
+        BudgetExceededError: the budget is too small for the data set.
     """
     if config is not None and settings:
         raise ConfigError(f"settings come from {config} or from keywords, not from both; give one of them")
     chosen = TrainConfig.of(settings) if config is None else TrainConfig.read_yaml(Path(config))
     architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
     message_map(chosen, parts)
+    check_budget(chosen, data.train)
     stage = train_private_stage(parts, data.train, chosen, progress=progress)
-    cloud = train_cloud_stage(stage, chosen, progress=progress)
+    where = Stage2(ledger=InMemoryLedger(budget=chosen.subject_budget))
+    cloud = train_cloud_stage(stage, chosen, where=where, progress=progress)
     test = Labelled.of(data.test, stage.input)
     measured = measure_controls(stage, cloud, test, chosen, key=NoiseKey.generate(), progress=progress)
     return assemble_bundle(

@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,15 @@ from delta.bundle.store import serialise_weights
 from delta.config import canonical_hash
 from delta.errors import CheckpointError, ConfigError, InputError
 from delta.files import write_whole
+from delta.training.folder_lock import InUseError, folder_lock
 
-__all__ = ["Checkpoint", "CheckpointStore", "FitStore", "Warn", "checkpoint_steps"]
+__all__ = ["FIT_VERSION", "Checkpoint", "CheckpointStore", "FitStore", "Warn", "checkpoint_steps"]
 
 Warn = Callable[[str], None]
 """Told, in one line, of a checkpoint that is passed over."""
+
+FIT_VERSION: int = 1
+"""Of a fit's arithmetic: raise it when that changes, so that no weights of an older one are taken for its own."""
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9,})\.(safetensors|json)")
@@ -76,7 +81,8 @@ class CheckpointStore:
     """The checkpoints of one training in a folder of its own: the newest and the one before it.
 
     A checkpoint is `step-N.safetensors`, and then `step-N.json`: a manifest that holds the SHA-256 of the
-    tensors and of itself. Without its manifest a checkpoint is not there. One process writes at a time.
+    tensors and of itself. Without its manifest a checkpoint is not there. One run writes at a time: who trains
+    holds the folder, with `held` or `resumed`.
 
     Args:
         folder: made on first use.
@@ -84,6 +90,7 @@ class CheckpointStore:
         every_steps: a checkpoint is due after so many steps; none to go by time alone.
         every_s: a checkpoint is due after so many seconds, too.
         warn: told of damaged checkpoints.
+        taken: told the seconds that the training had taken, when `latest` first returns a finished one.
     """
 
     def __init__(
@@ -94,11 +101,39 @@ class CheckpointStore:
         every_steps: int | None = None,
         every_s: float = 30.0,
         warn: Warn = log_warning,
+        taken: Callable[[float], None] | None = None,
     ) -> None:
         self._folder, self._identity, self._warn = folder, identity, warn
         self._every_steps, self._every_s = every_steps, every_s
+        self._taken = taken
         self._written_at = time.monotonic()
         self._last: int | None = None  # the last step that is known to be stored intact
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder, which is made if need be.
+
+        Raises:
+            CheckpointError: another run holds it, or it cannot be locked.
+        """
+        return folder_lock(self._folder)
+
+    @contextmanager
+    def resumed(self) -> Iterator[Checkpoint | None]:
+        """`held`, with the newest checkpoint; a finished one is for all, also while another run holds the folder.
+
+        Raises:
+            CheckpointError: as `held` and `latest`.
+        """
+        busy: InUseError | None = None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.held())
+            except InUseError as error:
+                busy = error
+            found = self.latest()
+            if busy is not None and (found is None or not found.finished):
+                raise busy
+            yield found
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` should be stored now."""
@@ -121,6 +156,9 @@ class CheckpointStore:
                 continue
             self._tell(faults, f"going on from step {step} before it")
             self._last = step
+            if found.finished and self._taken is not None:
+                self._taken(float(found.state.get("seconds", 0.0)))
+                self._taken = None
             return found
         self._tell(faults, "no intact one is before it: starting anew")
         return None
@@ -144,7 +182,8 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Store a checkpoint; once it is durable, all but it and the one before it are deleted.
 
-        A finished one replaces all others.
+        The one before it is the newest that is known to be intact, beside a finished one, too: should that be
+        damaged, the training is not lost.
 
         Raises:
             CheckpointError: it cannot be written; the ones before it stay.
@@ -171,11 +210,9 @@ class CheckpointStore:
                 f"checkpoint of step {checkpoint.step}: {error}; {kept}: make room in {self._folder}, or "
                 "choose another folder, and run again"
             ) from None
-        keep = {checkpoint.step}
-        if not checkpoint.finished:
-            before = {s for s in self._steps() if s < checkpoint.step}
-            keep |= {self._last} if self._last in before else {max(before)} if before else set()
-        self._sweep(keep)
+        before = {s for s in self._steps() if s < checkpoint.step}
+        kept_too = {self._last} if self._last in before else {max(before)} if before else set()
+        self._sweep({checkpoint.step} | kept_too)
         self._last, self._written_at = checkpoint.step, time.monotonic()
 
     def _paths(self, step: int) -> tuple[Path, Path]:
@@ -245,6 +282,10 @@ class FitStore:
         every_steps: a checkpoint is due after so many steps.
         every_s: and after so many seconds.
         warn: told of damaged checkpoints.
+
+    Attributes:
+        taken: fits that were finished before, in the order in which they were taken from here, and the seconds
+            that each had taken.
     """
 
     def __init__(
@@ -258,6 +299,7 @@ class FitStore:
     ) -> None:
         self._folder, self._context, self._warn = folder, context, warn
         self._every_steps, self._every_s = every_steps, every_s
+        self.taken: dict[str, float] = {}
 
     def of(self, name: str, settings: Any) -> CheckpointStore:  # noqa: ANN401
         """The checkpoints of one fit.
@@ -273,6 +315,7 @@ class FitStore:
             every_steps=self._every_steps,
             every_s=self._every_s,
             warn=self._warn,
+            taken=lambda seconds: self.taken.update({name: seconds}),
         )
 
 

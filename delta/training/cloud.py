@@ -37,7 +37,8 @@ class JobState:
     """How far a job has come, as the cloud says (I4: shown to the owner, nothing is decided by it).
 
     Attributes:
-        state: `waiting`, `running`, `done`, `failed` or `cancelled`; the last three are final.
+        state: `waiting`, `running`, `done`, `failed` or `cancelled`; the last three are final, but that
+            starting a failed job again lets it wait once more.
         step: optimiser steps done.
         steps: in all; 0 while unknown.
         loss: running mean of the cloud's own loss; none before the first step.
@@ -79,9 +80,9 @@ class TrainingCloud(Protocol):
 
     Contract (tests/contract/test_training_clouds.py runs it over every implementation): `dataset` and `job` are
     names of 32 lower-case hex digits that the private side chooses; creating and starting again with the same
-    specification is no error and changes nothing, with another one is a `CloudMismatchError`; what is another
-    tenant's looks exactly as if it were not there (`CloudDeniedError`); failures are `CloudError` or
-    `RequestError`; an upload goes on where the acknowledged prefix ends.
+    specification is no error and changes nothing (but that a failed job is tried again), with another one is a
+    `CloudMismatchError`; what is another tenant's looks exactly as if it were not there (`CloudDeniedError`);
+    failures are `CloudError` or `RequestError`; an upload goes on where the acknowledged prefix ends.
     """
 
     @property
@@ -107,7 +108,11 @@ class TrainingCloud(Protocol):
         ...
 
     def start(self, dataset: str, job: str, spec: JobSpec) -> None:
-        """Start a one-shot job on a complete data set."""
+        """Start a one-shot job on a complete data set.
+
+        One that failed waits once more and goes on from what it has checkpointed; one that is done or cancelled
+        stays so.
+        """
         ...
 
     def watch(self, dataset: str, job: str) -> Iterator[JobState]:

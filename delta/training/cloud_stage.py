@@ -107,12 +107,15 @@ class Stage2:
         ledger: debited before anything is sent.
         folder: where released bytes are stored, so that a run that was cut sends the same; none for nowhere.
         store: checkpoints of the private side, and of a cloud in this process.
+        label_key: of label responses, so that every upload tells a label the same; none to draw them with the
+            noise, anew in each.
     """
 
     cloud: TrainingCloud | None = None
     ledger: Ledger = field(default_factory=lambda: InMemoryLedger(budget="unlimited"))
     folder: Path | None = None
     store: FitStore | None = None
+    label_key: NoiseKey | None = None
 
 
 def fit_fusion(config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor) -> Fusion:
@@ -151,7 +154,9 @@ def train_cloud_stage(
     architecture = architecture_of(stage.split)
     release, parts = build_release(stage, config)
     started = time.perf_counter()
-    uploads = kept_uploads(stage, config, release, parts, folder=where.folder, key=key)
+    uploads = kept_uploads(
+        stage, config, release, parts, folder=where.folder, key=key, label_key=where.label_key
+    )
     released = time.perf_counter()
     debited = _debit(where.ledger, stage, config, release, uploads)
     cloud = where.cloud or InProcessTrainingCloud(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,10 @@ from delta.errors import CheckpointError, ConfigError
 from delta.methods.delta.cloud import build_cloud_model
 from delta.models.cloud_model import CloudModel
 from delta.release.packing import unpack_bits
-from delta.training.checkpoint import Checkpoint, CheckpointStore
+from delta.training.checkpoint import CheckpointStore
 from delta.training.descent import Descent
 from delta.training.fit import Progress, Report, augmented, fit, logits_of, placed, quiet
+from delta.training.fit_state import FitState
 from delta.training.repeatable import repeatable
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.world import ALONE, World
@@ -159,12 +161,12 @@ class InteractiveTrainer:
         job: what to train; `steps` is set.
         device: where to compute.
         allowed: import targets besides ours that the job may name.
-        checkpoints: where states are kept that the private side asks for.
+        checkpoints: where states are kept that the private side asks for; held until `close`.
         step: to go on from; 0, or one that is stored.
 
     Raises:
         ConfigError: the job has no number of steps.
-        CheckpointError: no state of that step is stored.
+        CheckpointError: no state of that step is stored, or another run holds the checkpoints.
     """
 
     def __init__(
@@ -179,20 +181,30 @@ class InteractiveTrainer:
     ) -> None:
         if job.steps is None:
             raise ConfigError("an interactive job needs its number of steps, fixed beforehand")
-        self.steps, self.step = job.steps, 0
+        self.steps = job.steps
         self.model = placed(job_model(dataset, job, allowed=allowed), device)
         self._dataset, self._job, self._device = dataset, job, device
         self._checkpoints = checkpoints
         self._loss = cloud_loss(dataset, job)
         self._generator = torch.Generator().manual_seed(job.seed)
         self._descent = Descent(self.model, job.fit, steps=job.steps, precision=job.precision, device=device)
-        if step:
-            self._resume(step)
+        self._state = FitState(self.model, self._descent, self._generator, steps=job.steps)
+        with ExitStack() as stack:
+            if checkpoints is not None:
+                stack.enter_context(checkpoints.held())
+            if step:
+                self._resume(step)
+            self._held = stack.pop_all()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._state.step
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
-        return self.step >= self.steps
+        return self._state.finished
 
     def exchange(self, bits: Tensor, labels: Tensor, *, update: bool, checkpoint: bool = False) -> Tensor:
         """z_cloud `[n, classes]` float32 of a batch, on the CPU; see `InteractiveSession.exchange`.
@@ -212,24 +224,18 @@ class InteractiveTrainer:
                 "more, and the number of steps is fixed"
             )
         self.model.train()
-        with repeatable(self._device):
+        with repeatable(self._device), self._state.random():
             with self._descent.precision():
                 logits: Tensor = self.model(_views(bits, self._dataset, self._job, self._generator))
             self._descent.step(self._loss(logits.float(), labels.to(self._device)))
-        self.step += 1
+        self._state.step += 1
         if checkpoint and self._checkpoints is not None:
-            self._store()
+            self._checkpoints.save(self._state.checkpoint())
         return logits.detach().float().cpu()
 
-    def _store(self) -> None:
-        if self._checkpoints is None:
-            return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"descent.{name}": tensor for name, tensor in self._descent.tensors().items()}
-        tensors["generator"] = self._generator.get_state()
-        self._checkpoints.save(
-            Checkpoint(step=self.step, finished=False, tensors=tensors, state=self._descent.state())
-        )
+    def close(self) -> None:
+        """Let another run have the checkpoints; idempotent."""
+        self._held.close()
 
     def _resume(self, step: int) -> None:
         stored = None if self._checkpoints is None else self._checkpoints.at(step)
@@ -237,20 +243,7 @@ class InteractiveTrainer:
             raise CheckpointError(
                 f"no state of step {step} is stored; start the job again under another name"
             )
-        own = self.model.state_dict()
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(stored.tensors[f"model.{name}"])
-        self._descent.load(
-            {
-                name.removeprefix("descent."): tensor
-                for name, tensor in stored.tensors.items()
-                if name.startswith("descent.")
-            },
-            stored.state,
-        )
-        self._generator.set_state(stored.tensors["generator"])
-        self.step = step
+        self._state.restore(stored)
 
 
 def _views(packed: Tensor, dataset: DatasetSpec, job: JobSpec, generator: torch.Generator) -> Tensor:

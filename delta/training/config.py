@@ -42,11 +42,11 @@ class LabelConfig(Strict):
 
     Attributes:
         kind: `disclosed`, or `randomized-response`: each label once through k-ary randomized response.
-        epsilon: of randomized response, a label.
+        epsilon: of randomized response, a label; above 30 hardly a label in 10¹² would differ: say `disclosed`.
     """
 
     kind: Literal["disclosed", "randomized-response"] = "disclosed"
-    epsilon: float | None = Field(default=None, gt=0, le=700)
+    epsilon: float | None = Field(default=None, gt=0, le=30)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -87,6 +88,8 @@ def fit(
     With `checkpoints`, a fit that was cut goes on from the last one, to bit-identical weights on the same device
     with as many threads (and, of several processes, no more than two: the order in which more gradients are
     summed is not fixed); a finished one loads its weights, draws nothing from `generator`, and tells nobody.
+    What the model draws from torch's global random numbers, as dropout does, is a function of the generator's
+    seed, and the caller's numbers stay as they were.
 
     In a world of several processes every rank makes the same call with a generator in the same state, and takes
     an equal part of each batch, whose last records are dropped where they do not share out evenly. All end with
@@ -110,7 +113,7 @@ def fit(
 
     Raises:
         ConfigError: the loss is not finite, or a batch is too small for so many processes.
-        CheckpointError: the checkpoints are another training's, or cannot be written.
+        CheckpointError: the checkpoints are another training's, in use by another run, or cannot be written.
     """
     batch = min(config.batch, records)
     if world.size > 1 and batch < 2 * world.size:
@@ -121,40 +124,42 @@ def fit(
     total = config.epochs * len(starts)
     device = next(model.parameters()).device
     descent = Descent(model, config, steps=total, precision=precision, device=device)
-    state = FitState(model, descent, generator, records=records, steps=total)
-    if checkpoints is not None:
-        stored = checkpoints.latest()
-        if stored is not None:
-            state.restore(stored)
-        if state.finished:
-            model.eval()
-            return
+    state = FitState(model, descent, generator, steps=total, plan={"records": records})
     keeping = checkpoints if world.leads else None
     watch = LossWatch(stage, total, device=device, report=report if world.leads else None)
     convolutions = trainable_convolutions(model) if orthogonality else []
-    model.train()
-    with repeatable(device), world.shared(model, device) as net:
-        for step in range(state.step + 1, total + 1):
-            start = starts[(step - 1) % len(starts)]
-            if start == 0:
-                state.order = torch.randperm(records, generator=generator)
-            index = world.part(state.order[start : start + batch])
-            with descent.precision():
-                logits = forward(net, index)
-                value = loss(logits.float(), index)
-            if convolutions:
-                value = value + orthogonality * soft_orthogonality(convolutions)
-            norm = descent.step(value)
-            state.step = step
-            due = keeping is not None and step < total and keeping.due(step)
-            watch.add(step, value, norm, check=due)
-            if keeping is not None and due:
-                keeping.save(state.checkpoint())
-            if world.leads:
-                progress(stage, step, total)
-    model.eval()
-    if keeping is not None:
-        keeping.save(state.checkpoint())
+    with nullcontext() if keeping is None else keeping.resumed() as stored:
+        if checkpoints is not None and keeping is None:
+            stored = checkpoints.latest()
+        if stored is not None:
+            state.restore(stored)
+        if checkpoints is not None and state.finished:
+            model.eval()
+            return
+        model.train()
+        with repeatable(device), world.shared(model, device) as net:
+            for step in range(state.step + 1, total + 1):
+                start = starts[(step - 1) % len(starts)]
+                if start == 0:
+                    state.order = torch.randperm(records, generator=generator)
+                index = world.part(state.order[start : start + batch])
+                with state.random():
+                    with descent.precision():
+                        logits = forward(net, index)
+                        value = loss(logits.float(), index)
+                    if convolutions:
+                        value = value + orthogonality * soft_orthogonality(convolutions)
+                    norm = descent.step(value)
+                state.step = step
+                due = keeping is not None and step < total and keeping.due(step)
+                watch.add(step, value, norm, check=due)
+                if keeping is not None and due:
+                    keeping.save(state.checkpoint())
+                if world.leads:
+                    progress(stage, step, total)
+        model.eval()
+        if keeping is not None:
+            keeping.save(state.checkpoint())
     world.meet()
 
 

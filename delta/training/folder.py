@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import delta
 from delta.config import canonical_hash
-from delta.errors import CheckpointError
+from delta.errors import CheckpointError, InputError
 from delta.files import write_whole
-from delta.training.checkpoint import FitStore, Warn, checkpoint_steps, log_warning
+from delta.training.checkpoint import FIT_VERSION, FitStore, Warn, checkpoint_steps, log_warning
 from delta.training.run_config import RunConfig
 
 __all__ = ["RunFolder"]
@@ -34,11 +40,35 @@ class RunFolder:
         self.releases = path / "releases"
         self.ledger = path / "ledger.jsonl"
         self.token = path / "tenant.token"
+        self.noise_key = path / "noise.key"
         self.cloud_store = path / "cloud"
         self.cloud_log = path / "cloud.log"
         self.summary = path / "summary.json"
         self._checkpoints = path / "checkpoints"
         self._run = path / "run.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, made if it is absent, for this process alone.
+
+        Raises:
+            CheckpointError: another process holds it.
+            InputError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be made: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another run uses {self.path}; wait for it, or choose another --out"
+            ) from None
+        finally:
+            os.close(lock)
 
     def claim(
         self,
@@ -53,7 +83,7 @@ class RunFolder:
 
         Args:
             config: of the run.
-            data: fingerprint of its data and of the model that it starts from.
+            data: fingerprint of its data, and of the model that it starts from: weights and code.
             restart: give up the checkpoints of whatever run is there. Released bytes and the ledger stay: what
                 was sent was sent.
             checkpoints: another folder for them, which runs may share.
@@ -70,8 +100,8 @@ class RunFolder:
             self._check(settings)
         note = {**settings, "identity": canonical_hash(settings), "delta": delta.__version__}
         write_whole(self._run, json.dumps(note, indent=1).encode() + b"\n", mode=0o600)
-        # What determines fits beside their settings: the data, and the version of the code.
-        context = {"data": data, "delta": delta.__version__}
+        # What determines fits beside their settings: data and model, and the code that computes.
+        context = {"data": data, "delta": delta.__version__, "fits": FIT_VERSION, "torch": torch.__version__}
         return FitStore(checkpoints or self._checkpoints, context, every_steps=checkpoint_steps(), warn=warn)
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -85,7 +115,7 @@ class RunFolder:
             raise CheckpointError(f"{self._run} is damaged; {advice}") from None
         other = sorted(_differences(held["config"], settings["config"]))
         if held["data"] != settings["data"]:
-            other.append("the data or the model's weights")
+            other.append("the data or the model's weights or code")
         if other:
             raise CheckpointError(
                 f"{self.path} holds a run of another configuration, which differs in {', '.join(other)}; {advice}"

@@ -150,7 +150,10 @@ class InProcessTrainingCloud:
             raise RequestError(
                 f"the data set holds {found.stored} of its {found.spec.records} releases; upload the rest first"
             )
-        _same(found.jobs.setdefault(job, HeldJob(spec)).spec, spec, what="job")
+        entry = found.jobs.setdefault(job, HeldJob(spec))
+        _same(entry.spec, spec, what="job")
+        if entry.state.state == "failed":
+            entry.state = JobState("waiting")
 
     def watch(self, dataset: str, job: str) -> Iterator[JobState]:
         """Train what waits, then tell its states; see `TrainingCloud.watch`."""

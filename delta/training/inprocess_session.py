@@ -71,6 +71,7 @@ class InProcessSession:
         """Let another session of the job be opened; idempotent."""
         if not self._closed:
             self._closed = True
+            self._trainer.close()
             self._entry.open = False
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from delta.errors import CloudAnswerError
 from delta.methods.delta.fusion import check_answer
 from delta.methods.delta.parts import PrivateParts
-from delta.training.checkpoint import Checkpoint
 from delta.training.cloud import InteractiveSession
 from delta.training.config import TrainConfig
 from delta.training.descent import Descent
 from delta.training.fit import augmented, placed
+from delta.training.fit_state import FitState
 from delta.training.repeatable import repeatable
 from delta.training.task import Outcome, Task
 from delta.training.uploads import Uploads
@@ -40,12 +41,14 @@ class _Main:
         fit = config.cloud_fit.model_copy(update={"learning_rate": config.merged_learning_rate})
         self.descent = Descent(self.model, fit, steps=steps, precision=config.precision, device=device)
         self.generator = torch.Generator().manual_seed(config.seed + 3)
+        self.state = FitState(self.model, self.descent, self.generator, steps=steps)
+        self.state.notes["bad_answers"] = 0
 
     def step(self, x: Tensor, y: Tensor, z_cloud: Tensor | None) -> None:
         """One step on records `[n, c, h, w]`, true labels `[n]` and z_cloud `[n, classes]`, if there is any."""
         x, y = x.to(self._device), y.to(self._device)
         self.model.train()
-        with repeatable(self._device):
+        with repeatable(self._device), self.state.random():
             with torch.no_grad():
                 images = augmented(x, self._augment, generator=self.generator)
                 parts = self._parts.decomposer(self._parts.backbone(images))
@@ -57,23 +60,8 @@ class _Main:
                 merged = z_main + z_cloud.to(self._device).clamp(-self._bound, self._bound)
                 loss = 0.5 * (loss + nn.functional.cross_entropy(merged, y))
             self.descent.step(loss)
-
-    def checkpoint(self, step: int, bad_answers: int) -> Checkpoint:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"descent.{name}": tensor for name, tensor in self.descent.tensors().items()}
-        tensors["generator"] = self.generator.get_state()
-        state = {"descent": self.descent.state(), "bad_answers": bad_answers}
-        return Checkpoint(step=step, finished=False, tensors=tensors, state=state)
-
-    def restore(self, stored: Checkpoint) -> None:
-        own = self.model.state_dict()
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(stored.tensors[f"model.{name}"])
-        prefix = "descent."
-        moments = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
-        self.descent.load(moments, stored.state["descent"])
-        self.generator.set_state(stored.tensors["generator"])
+        self.state.step += 1
+        self.state.notes["bad_answers"] += z_cloud is None
 
 
 def train_interactively(task: Task) -> Outcome:
@@ -93,32 +81,30 @@ def train_interactively(task: Task) -> Outcome:
     job = task.job.model_copy(update={"steps": steps})
     names = task.names(job)
     main = _Main(parts, config, steps=steps, device=torch.device(config.device))
+    state = main.state
     identity = [*names, config.model_dump(mode="json", exclude={"budget"})]
     checkpoints = None if task.store is None else task.store.of("merged", identity)
-    stored = None if checkpoints is None else checkpoints.latest()
-    begun = 0 if stored is None else stored.step
     stride = -(-steps // _STATES)  # by steps, not by the clock: what is sent must not depend on it (I1)
-    bad_answers = 0
-    if stored is not None:
-        main.restore(stored)
-        bad_answers = int(stored.state["bad_answers"])
-    task.cloud.create(names[0], task.dataset)
-    with task.cloud.interact(*names, job, step=begun) as session:
-        for step, index in _batches(kept, batch, starts, config):
-            if step <= begun:
-                continue
-            due = checkpoints is not None and (step % stride == 0 or step == steps)
-            z_cloud = _answer(session, uploads, index, checkpoint=due, classes=task.dataset.classes)
-            bad_answers += z_cloud is None
-            places = uploads.origin[index]
-            main.step(task.stage.fit.x[places], task.stage.fit.y[places], z_cloud)
-            if checkpoints is not None and due:
-                checkpoints.save(main.checkpoint(step, bad_answers))
-            task.progress(task.label, step, steps)
-        rows = _held_out(session, uploads, batch, task.dataset.classes)
+    with nullcontext() if checkpoints is None else checkpoints.resumed() as stored:
+        if stored is not None:
+            state.restore(stored)
+        begun = state.step
+        task.cloud.create(names[0], task.dataset)
+        with task.cloud.interact(*names, job, step=begun) as session:
+            for step, index in _batches(kept, batch, starts, config):
+                if step <= begun:
+                    continue
+                due = checkpoints is not None and (step % stride == 0 or step == steps)
+                z_cloud = _answer(session, uploads, index, checkpoint=due, classes=task.dataset.classes)
+                places = uploads.origin[index]
+                main.step(task.stage.fit.x[places], task.stage.fit.y[places], z_cloud)
+                if checkpoints is not None and due:
+                    checkpoints.save(state.checkpoint())
+                task.progress(task.label, step, steps)
+            rows = _held_out(session, uploads, batch, task.dataset.classes)
     trained = replace(parts.to(torch.device("cpu")), main=main.model.cpu().eval().requires_grad_(False))
     held_out = uploads.held_out_rows(rows, fit_records=len(task.stage.fit.y))
-    return Outcome(names, trained, held_out, resumed=begun > 0, bad_answers=bad_answers)
+    return Outcome(names, trained, held_out, resumed=begun > 0, bad_answers=int(state.notes["bad_answers"]))
 
 
 def _batches(

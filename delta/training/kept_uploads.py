@@ -26,6 +26,7 @@ def kept_uploads(
     *,
     folder: Path | None,
     key: NoiseKey | None,
+    label_key: NoiseKey | None = None,
 ) -> Uploads:
     """The releases that are stored in a folder, or new ones; a key of their own goes once they are stored.
 
@@ -36,6 +37,7 @@ def kept_uploads(
         parts: the frozen private modules.
         folder: where they are stored; none for nowhere.
         key: noise key; none draws one, which is kept until the bytes are stored and then erased.
+        label_key: of label responses, kept by the owner; none for the noise key.
 
     Raises:
         CheckpointError: the stored file is damaged.
@@ -69,6 +71,7 @@ def kept_uploads(
         classes=stage.split.classes,
         labels=config.labels,
         key=key or NoiseKey.generate(),
+        label_key=label_key,
         views=config.views,
         augment=config.augment,
         seed=config.seed,

@@ -45,7 +45,8 @@ def disclose_labels(
         subjects: the person whom each is about, `[n]`.
         classes: k.
         config: how labels are disclosed.
-        key: the noise key.
+        key: of the answers. With the same key a label is told the same in every upload; with another one it is
+            told anew, and debited.
 
     Returns:
         `[n]` int64 and the debits; none where labels are disclosed as they are.
@@ -63,7 +64,9 @@ def disclose_labels(
         return labels.clone(), []
     mechanism = f"{LABEL_MECHANISM} epsilon={config.epsilon!r} classes={classes}"
     event = RandomizedResponseLabel(config.epsilon)
-    keep = round(_WORD / (1.0 + (classes - 1) * math.exp(-config.epsilon)))
+    # The small probability is the one that is computed, and rounded up: ε holds up to 1e-6 at its largest.
+    change = math.ceil(_WORD * ((classes - 1) / (math.exp(config.epsilon) + classes - 1)))
+    keep = _WORD - change
     told, debits = [], []
     for label, record, subject in zip(labels.tolist(), records, subjects, strict=True):
         identity = ReleaseIdentity(subject, record, label.to_bytes(8, "big"), "", mechanism)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -286,6 +287,7 @@ def _decomposer_of(
 
 def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple[Decomposer, Provenance]:
     basis = start = None
+    kind: Literal["data-independent", "private"] = "data-independent"
     if config.basis == "pca":
         images = synthetic_images(_SYNTHETIC_IMAGES, parts.input_shape, seed=config.seed)
         device = next(iter([*backbone.parameters(), *backbone.buffers()]), torch.zeros(())).device
@@ -293,10 +295,16 @@ def _decomposer(backbone: nn.Module, parts: Parts, config: TrainConfig) -> tuple
             samples = backbone(images.to(device))  # they are made as preprocessed records
         basis = pca_basis(samples.float().cpu(), config.rank_of(parts.ir_shape[0]))
         note = f"given the backbone: pca of its output on {_SYNTHETIC_IMAGES} seeded synthetic 1/f images"
+        if config.tune_backbone:
+            # The backbone learns to use this basis; what it was computed from is in no release configuration.
+            kind, note = (
+                "private",
+                note.replace("the backbone:", "the backbone as it was before it was tuned:"),
+            )
     else:
         note = "computed from each record alone"
         if config.algorithm == "approximate":
             start = iteration_start(parts.ir_shape[0], config.rank_of(parts.ir_shape[0]), seed=config.seed)
             note += ", the iteration's start is seeded"
     decomposer = _decomposer_of(parts, config, basis=basis, start=start)
-    return decomposer.eval().to(torch.device(config.device)), Provenance(kind="data-independent", note=note)
+    return decomposer.eval().to(torch.device(config.device)), Provenance(kind=kind, note=note)

@@ -14,6 +14,7 @@ from delta.models.splitting import Parts
 from delta.privacy.claim import PrivacyClaim, claim_of
 from delta.privacy.ledger import Ledger, Spent
 from delta.release.noise import NoiseKey
+from delta.training.affordable import check_budget
 from delta.training.api import lineage_of
 from delta.training.assemble import assemble_bundle
 from delta.training.cloud_stage import CloudStage, Stage2, train_cloud_stage
@@ -106,6 +107,7 @@ def run_training(
     """
     architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
     message_map(config, parts)
+    check_budget(config, data.train, budget=where.ledger.budget)
     started = time.perf_counter()
     stage = train_private_stage(parts, data.train, config, progress=progress, store=where.store)
     trained = time.perf_counter()

@@ -20,7 +20,7 @@ class DatasetSpec(Strict):
     Attributes:
         schema_version: of this message.
         release: the release configuration.
-        classes: number of classes; their names stay private.
+        classes: number of classes; their names stay private unless the model is promoted.
         records: releases in it, those of held-out records included.
         labels: how labels were disclosed: the cloud's loss corrects for randomized response.
     """

@@ -151,6 +151,7 @@ def make_uploads(
     classes: int,
     labels: LabelConfig,
     key: NoiseKey,
+    label_key: NoiseKey | None = None,
     views: int = 1,
     augment: Augmentation = "none",
     seed: int = 0,
@@ -165,7 +166,8 @@ def make_uploads(
         held_out: records on which only α is fitted; their labels stay.
         classes: number of classes.
         labels: how labels are disclosed.
-        key: noise key; noise, label responses and order come from it.
+        key: noise key; noise and order come from it.
+        label_key: of the label responses; none for `key`. One that is kept tells a label the same in every upload.
         views: releases of each record to train on; every further one is of an augmented image, and is a release
             of its own.
         augment: of the further views.
@@ -174,7 +176,7 @@ def make_uploads(
     """
     generator = torch.Generator().manual_seed(seed)
     told, label_debits = disclose_labels(
-        fit.y, records=fit.ids, subjects=fit.subjects, classes=classes, config=labels, key=key
+        fit.y, records=fit.ids, subjects=fit.subjects, classes=classes, config=labels, key=label_key or key
     )
     batches = [fit]
     for view in range(1, views):

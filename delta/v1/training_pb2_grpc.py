@@ -110,7 +110,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartTraining(self, request, context):
-        """Starts a job on a complete data set; the same request again changes nothing.
+        """Starts a job on a complete data set; the same request again changes nothing, unless the job failed: then it
+        goes on from its last checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

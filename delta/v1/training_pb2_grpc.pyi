@@ -39,7 +39,9 @@ class TrainingServiceStub:
     """A head, then chunks that follow the acknowledged prefix. After a cut, CreateDataset says where to go on."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteDatasetRequest, _training_pb2.DeleteDatasetResponse]
     StartTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]
-    """Starts a job on a complete data set; the same request again changes nothing."""
+    """Starts a job on a complete data set; the same request again changes nothing, unless the job failed: then it
+    goes on from its last checkpoint.
+    """
     WatchTraining: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchTrainingRequest, _training_pb2.WatchTrainingResponse]
     """States until the final one."""
     CancelTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingRequest, _training_pb2.CancelTrainingResponse]
@@ -61,7 +63,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """A head, then chunks that follow the acknowledged prefix. After a cut, CreateDataset says where to go on."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteDatasetRequest, _training_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]  # type: ignore[assignment]
-    """Starts a job on a complete data set; the same request again changes nothing."""
+    """Starts a job on a complete data set; the same request again changes nothing, unless the job failed: then it
+    goes on from its last checkpoint.
+    """
     WatchTraining: _aio.UnaryStreamMultiCallable[_training_pb2.WatchTrainingRequest, _training_pb2.WatchTrainingResponse]  # type: ignore[assignment]
     """States until the final one."""
     CancelTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingRequest, _training_pb2.CancelTrainingResponse]  # type: ignore[assignment]
@@ -104,7 +108,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.StartTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.StartTrainingResponse, _abc.Awaitable[_training_pb2.StartTrainingResponse]]:
-        """Starts a job on a complete data set; the same request again changes nothing."""
+        """Starts a job on a complete data set; the same request again changes nothing, unless the job failed: then it
+        goes on from its last checkpoint.
+        """
 
     @_abc_1.abstractmethod
     def WatchTraining(

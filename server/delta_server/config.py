@@ -36,9 +36,12 @@ class ServerConfig(Strict):
         train_jobs: one-shot jobs that train at a time; further ones wait.
         train_workers: processes of one job, joined by torchrun.
         train_sessions: interactive trainings that may be open at a time.
+        train_job_s: longest that a one-shot job may train from its turn on; it is failed then, and may be started
+            again.
         train_idle_s: how long an upload or an interactive training may stay silent.
         tenants: most tenants that may have data sets.
-        tenant_bytes: most bytes that the data sets of one tenant may come to.
+        tenant_bytes: most bytes that the data sets of one tenant may come to, and what their jobs have left; no
+            job begins beyond it.
         tenant_models: most promoted models of one tenant.
         dataset_jobs: most jobs of one data set.
         allow: import targets outside `delta.models` that a manifest or a job may name.
@@ -65,6 +68,7 @@ class ServerConfig(Strict):
     train_jobs: int = Field(default=1, ge=1)
     train_workers: int = Field(default=1, ge=1, le=64)
     train_sessions: int = Field(default=8, ge=1)
+    train_job_s: float = Field(default=86_400.0, gt=0)
     train_idle_s: float = Field(default=600.0, gt=0)
     tenants: int = Field(default=64, ge=1)
     tenant_bytes: int = Field(default=8 * 2**30, ge=1)

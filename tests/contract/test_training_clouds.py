@@ -341,6 +341,22 @@ def test_a_job_of_another_number_of_classes_fails_with_a_reason(training_cloud):
     assert last.message.isprintable()
 
 
+def test_a_failed_job_that_is_started_again_is_tried_again(training_cloud):
+    cloud = training_cloud
+    dataset, job = uploaded(cloud, dataset_spec(classes=CLASSES + 1)), name()
+    ends = []
+    for _ in range(2):
+        cloud.start(dataset, job, job_spec())
+        first, *_, last = cloud.watch(dataset, job)
+        assert first.state in ("waiting", "running")
+        ends.append(last)
+    assert ends[0].state == "failed"
+    assert ends[1] == ends[0]
+    with pytest.raises(CloudMismatchError, match="another specification"):
+        cloud.start(dataset, job, job_spec(seed=8))
+    assert list(cloud.watch(dataset, job)) == [ends[0]]
+
+
 LONG = job_spec(fit=FitConfig(epochs=4000, batch=16))
 
 

@@ -17,7 +17,6 @@ import torch
 from delta_client import GrpcTrainingCloud, list_models
 from delta_server.app import ServerThread
 from delta_server.config import ServerConfig
-from delta_server.launch import ServerProcess
 
 from delta.bundle.manifest import Architecture
 from delta.bundle.store import weights_hash
@@ -33,60 +32,22 @@ from delta.errors import (
 )
 from delta.training.cloud import UploadChunk
 from delta.training.cloud_trainer import train_on_releases
-from delta.training.config import FitConfig
-from tests.training_jobs import (
-    CLASSES,
-    HELD_OUT,
-    RECORDS,
-    chunks_of,
-    dataset_spec,
-    job_spec,
-    manifest_of,
-    stored_releases,
+from tests.training_jobs import CLASSES, HELD_OUT, RECORDS, chunks_of, job_spec, manifest_of
+from tests.training_servers import (
+    LONG,
+    RELEASES,
+    SOME_SECONDS,
+    SPEC,
+    connect,
+    events,
+    kill,
+    name,
+    start,
+    until,
+    uploaded,
 )
 
 DELTA = (sys.executable, "-m", "delta.cli")
-RELEASES, SPEC = stored_releases(), dataset_spec()
-LONG = job_spec(fit=FitConfig(epochs=100_000, batch=16))
-SOME_SECONDS = job_spec(fit=FitConfig(epochs=150, batch=16))
-
-
-def name() -> str:
-    return secrets.token_hex(16)
-
-
-def connect(server, token):
-    return GrpcTrainingCloud(server.address, token, timeout_s=30.0)
-
-
-def start(folder, *options):
-    return ServerProcess.start(training=folder, threads=1, options=options)
-
-
-def kill(server):
-    """End a server as a power cut would."""
-    os.kill(server.pid, signal.SIGKILL)
-    server.stop()
-
-
-def events(server, kind):
-    """What a server has logged of a kind of event."""
-    lines = (json.loads(line) for line in server.log_text().splitlines() if line.startswith("{"))
-    return [line for line in lines if line["event"] == kind]
-
-
-def until(states, reached):
-    for state in states:
-        if reached(state):
-            return state
-    raise AssertionError("the watch ended")
-
-
-def uploaded(cloud):
-    dataset = name()
-    cloud.create(dataset, SPEC)
-    assert cloud.upload(dataset, chunks_of(RELEASES)) == RECORDS
-    return dataset
 
 
 class Finished:

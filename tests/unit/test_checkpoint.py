@@ -70,8 +70,27 @@ def test_the_newest_two_are_kept_and_what_killed_writers_left_is_swept(tmp_path)
         store.save(_checkpoint(step))
     assert _names(tmp_path) == sorted([*_files(2), *_files(3), "notes.txt"])
     store.save(_checkpoint(4, finished=True))
-    assert _names(tmp_path) == sorted([*_files(4), "notes.txt"])
+    assert _names(tmp_path) == sorted([*_files(3), *_files(4), "notes.txt"])
     assert store.latest().finished
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_a_damaged_finished_one_gives_way_to_the_intact_one_before_it(tmp_path, suffix):
+    first, _ = _store(tmp_path)
+    for step in (1, 2):
+        first.save(_checkpoint(step))
+    second = tmp_path / _files(2)[1]
+    second.write_bytes(_flip(second.read_bytes()))
+    again, _ = _store(tmp_path)
+    assert again.latest().step == 1
+    again.save(_checkpoint(3, finished=True))
+    assert _names(tmp_path) == [*_files(1), *_files(3)]  # not the newer one that is damaged
+    path = tmp_path / f"step-000000003.{suffix}"
+    path.write_bytes(_flip(path.read_bytes()))
+    store, warnings = _store(tmp_path)
+    assert (store.latest().step, store.latest().finished) == (1, False)
+    assert warnings[0].startswith(f"checkpoint {path}: ")
+    assert warnings[0].endswith("; going on from step 1 before it")
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
@@ -246,7 +265,7 @@ def test_a_fit_goes_on_at_any_step_to_bit_identical_weights(tmp_path, uninterrup
 
 def test_a_finished_fit_loads_its_weights_and_tells_nobody(tmp_path, uninterrupted):
     assert small_fit(_store(tmp_path)[0], epochs=3) == uninterrupted
-    assert _names(tmp_path) == _files(3 * STEPS)
+    assert _names(tmp_path) == ["lock", *_files(3 * STEPS)]
     assert small_fit(_store(tmp_path)[0], epochs=3, progress=_cut_at(1)) == uninterrupted
 
 
@@ -284,7 +303,7 @@ def test_a_fit_survives_a_full_disk(tmp_path, uninterrupted, monkeypatch):
 def test_another_number_of_steps_is_another_fit(tmp_path):
     with pytest.raises(_CutError):
         small_fit(_store(tmp_path, every_steps=1)[0], epochs=3, progress=_cut_at(2))
-    with pytest.raises(CheckpointError, match="28 records in 12 steps, expected 28 in 16"):
+    with pytest.raises(CheckpointError, match="28 records, 12 steps, expected 28 records, 16 steps"):
         small_fit(_store(tmp_path)[0], epochs=4)
 
 

@@ -76,8 +76,8 @@ def test_the_note_says_what_runs_there_and_is_the_owners_alone(folder):
         ({"model": {"arguments": {"width": 4}}}, DATA, "model.arguments.width;"),
         ({"whole": None}, DATA, "whole;"),
         ({"data": "generated:3x1x8x8"}, DATA, "data.source;"),
-        ({}, "1" * 64, "in the data or the model's weights;"),
-        ({"rank": 5}, "1" * 64, "rank, the data or the model's weights;"),
+        ({}, "1" * 64, "in the data or the model's weights or code;"),
+        ({"rank": 5}, "1" * 64, "rank, the data or the model's weights or code;"),
     ],
 )
 def test_another_run_is_refused_by_the_names_of_what_differs_and_nothing_changes(

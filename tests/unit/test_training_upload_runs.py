@@ -13,6 +13,7 @@ import torch
 from delta.bundle.store import weights_hash
 from delta.errors import BudgetExceededError, CheckpointError, CloudUnavailableError
 from delta.privacy.budget import BudgetConfig
+from delta.privacy.events import RandomizedResponseLabel
 from delta.privacy.ledger import UNLIMITED, InMemoryLedger
 from delta.release.noise import NoiseKey
 from delta.training.checkpoint import FitStore
@@ -249,3 +250,28 @@ def test_an_interactive_run_that_has_ended_is_taken_as_it_is_whatever_the_budget
             steps.append(len(taken))
     assert steps == [3, 0, 0, 0]
     assert len(set(weights)) == 1
+
+
+# Labels over several uploads
+
+
+def test_a_kept_label_key_tells_each_label_the_same_in_every_upload(tmp_path, stage):
+    labels = {"labels": {"kind": "randomized-response", "epsilon": 1.0}}
+    kept, told, debited = NoiseKey(bytes(32)), [], []
+    for label_key in (kept, kept, None):
+        ledger = InMemoryLedger(budget="unlimited")
+        folder = tmp_path / str(len(told))
+        run(stage, config_of(**labels), Stage2(ledger=ledger, folder=folder, label_key=label_key))
+        uploads = Uploads.load(next(folder.glob("*.safetensors")))
+        assert uploads is not None
+        rows = torch.full((len(stage.fit.y),), -1)
+        kept_in = ~uploads.releases.held_out
+        rows[uploads.origin[kept_in]] = uploads.releases.labels[kept_in]
+        told.append(rows)
+        debited.append(
+            {d.release_id for d in ledger.entries() if isinstance(d.event, RandomizedResponseLabel)}
+        )
+    assert torch.equal(told[0], told[1])  # each upload has noise and order of its own
+    assert debited[0] == debited[1]  # so one ledger charges them once
+    assert not torch.equal(told[0], told[2])
+    assert not debited[0] & debited[2]

@@ -19,13 +19,14 @@ from delta_server.guard import Context
 from delta_server.log import event
 from delta_server.models import ModelStore
 from delta_server.stream import parse
+from delta_server.training.datasets import Tenant
 from delta_server.training.interactive import Sessions
 from delta_server.training.jobs import FINAL, Job
 from delta_server.training.promoted import Promoted, check_manifest
 from delta_server.training.reading import Reader
 from delta_server.training.result import read_logits, read_weights
-from delta_server.training.runner import Runner, end_job
-from delta_server.training.tenants import Tenant, Tenants
+from delta_server.training.runner import Runner, begin_again, end_job
+from delta_server.training.tenants import Tenants
 from delta_server.training.uploading import receive_releases
 
 __all__ = ["Answering", "Calls", "Reading", "Unary"]
@@ -71,7 +72,7 @@ class Calls:
         self._config = config
         self._draining = draining
         self._tenants = Tenants(folder, config)
-        self._runner, self._sessions = Runner(config), Sessions(config)
+        self._runner, self._sessions = Runner(config, self._tenants.check_share), Sessions(config)
         self._promoted = Promoted(folder / "promoted", models, config, message_bytes=message_bytes)
         self._promoted.load()
         self.unary: dict[str, Unary] = {
@@ -179,7 +180,7 @@ class Calls:
         return wire.StartTrainingResponse().SerializeToString()
 
     async def _enter(self, token: bytes, owner: str, name: str, spec: JobSpec) -> Job:
-        """A job of the tenant, entered if it is new."""
+        """A job of the tenant, entered if it is new, and begun again if it failed."""
         target = spec.architecture.target
         if target not in OURS and target not in self._config.allow:
             raise CloudMismatchError(
@@ -188,7 +189,10 @@ class Calls:
             )
         async with self._tenants.changing(token):
             dataset = self._tenants.dataset(token, owner)
-            return await asyncio.to_thread(self._tenants.start, dataset, name, spec)
+            job = await asyncio.to_thread(self._tenants.start, dataset, name, spec)
+            if job.state.state == "failed":
+                await begin_again(job)
+            return job
 
     async def _watch(self, token: bytes, raw: bytes, context: Context) -> None:
         request: wire.WatchTrainingRequest = parse(wire.WatchTrainingRequest, raw)
@@ -266,6 +270,8 @@ class Calls:
             raise RequestError(f"step {hello.step} of a job of {spec.steps}; go on from one that it has")
         self._tenants.dataset(token, owner)
         job = await self._enter(token, owner, name, spec)
+        if not job.final:  # one that is done may still be asked
+            await asyncio.to_thread(self._tenants.check_share, job.folder)
         await self._sessions.serve(job, hello.step, reader, context)
 
 

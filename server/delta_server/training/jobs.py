@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from delta.config import Strict
 from delta.errors import CloudTrainingError, RequestError
-from delta.files import write_whole
+from delta.files import sync_folder, write_whole
 from delta.training.cloud import JobState
 from delta.training.spec import JobSpec
 from delta_server.training.result import JobResult, read_result
@@ -44,6 +46,7 @@ class Job:
         folder: of the job.
         changed: set, and replaced by a new one, whenever the state changes.
         session: held by the interactive session that is open.
+        ending: held by whoever writes down that the job has ended, or that this no longer holds.
     """
 
     def __init__(self, folder: Path, spec: JobSpec, state: JobState) -> None:
@@ -51,6 +54,7 @@ class Job:
         self.spec = spec
         self.changed = asyncio.Event()
         self.session = asyncio.Lock()
+        self.ending = asyncio.Lock()
         self._state = state
 
     @property
@@ -60,7 +64,7 @@ class Job:
 
     @property
     def final(self) -> bool:
-        """Whether the state is the last one."""
+        """Whether the job has ended."""
         return self._state.state in FINAL
 
     @property
@@ -69,11 +73,13 @@ class Job:
         return self.spec.steps is not None
 
     def set(self, state: JobState) -> None:
-        """Enter a new state and tell those who watch."""
-        if state != self._state:
-            self._state = state
-            self.changed.set()
-            self.changed = asyncio.Event()
+        """Enter a new state and tell those who watch; a job that has ended stays as it ended."""
+        if not self.final:
+            self._enter(state)
+
+    def begin_again(self, state: JobState) -> None:
+        """Enter the state of a job whose end no longer holds: see `reopened`."""
+        self._enter(state)
 
     def ended(self, state: Literal["failed", "cancelled"], message: str) -> JobState:
         """Write down an end that is not the job's result, so that a restart knows of it; touches the disk only.
@@ -86,6 +92,25 @@ class Job:
         write_whole(self.folder / _ENDED, end.model_dump_json().encode())
         return JobState(state, now.step, now.steps, now.loss, message)
 
+    def reopened(self) -> JobState:
+        """Forget an end that was written down; touches the disk only. What the job has checkpointed stays.
+
+        Raises:
+            OSError: it cannot be deleted.
+        """
+        (self.folder / _ENDED).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        return _state_of(self.folder, self.spec)
+
+    def left_bytes(self) -> int:
+        """Bytes of the job's files; touches the disk only, and a worker may be writing there."""
+        total = 0
+        for home, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(OSError):  # it is gone
+                    total += os.lstat(os.path.join(home, name)).st_size
+        return total
+
     def result(self) -> JobResult:
         """What the finished job left.
 
@@ -97,11 +122,19 @@ class Job:
         if found is not None:
             return found
         state = self._state
-        if state.state in ("failed", "cancelled"):
-            raise CloudTrainingError(f"the job is {state.state} and has no result; start another one")
+        if state.state == "failed":
+            raise CloudTrainingError("the job is failed and has no result; start it again to go on")
+        if state.state == "cancelled":
+            raise CloudTrainingError("the job is cancelled and has no result; start another one")
         raise RequestError(
             f"the job is not done ({state.state}, step {state.step} of {state.steps or '?'}); watch it first"
         )
+
+    def _enter(self, state: JobState) -> None:
+        if state != self._state:
+            self._state = state
+            self.changed.set()
+            self.changed = asyncio.Event()
 
 
 def read_job(folder: Path) -> Job | None:

@@ -24,9 +24,9 @@ from delta.methods.registry import method_class
 from delta_server.config import ServerConfig
 from delta_server.log import event
 from delta_server.models import HostedModel, ModelStore, host_part
+from delta_server.training.datasets import Dataset, Tenant
 from delta_server.training.jobs import Job
 from delta_server.training.result import WEIGHTS, JobResult
-from delta_server.training.tenants import Dataset, Tenant
 
 __all__ = ["Promoted", "check_manifest"]
 

@@ -21,8 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from pydantic import ValidationError
-
 from delta.errors import (
     CloudDeniedError,
     CloudMismatchError,
@@ -37,42 +35,12 @@ from delta.training.spec import DatasetSpec, JobSpec
 from delta.wire.training import UPLOAD_BYTES, encode_spec
 from delta_server.config import ServerConfig
 from delta_server.log import event
+from delta_server.training.datasets import NAME, Dataset, Tenant, children, promised_bytes, read_dataset
 from delta_server.training.jobs import SPEC, Job, read_job
-from delta_server.training.store import ReleaseStore, record_bytes
 
-__all__ = ["Dataset", "Tenant", "Tenants"]
+__all__ = ["Tenants"]
 
-_SPEC_ROOM = 256 * 1024  # bytes that a data set is charged beside its releases
-_HASH, _NAME = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
-
-
-class Dataset:
-    """A data set of one tenant, and its jobs by name."""
-
-    def __init__(self, folder: Path, spec: DatasetSpec) -> None:
-        self.folder = folder
-        self.spec = spec
-        self.store = ReleaseStore(folder, spec)
-        self.jobs: dict[str, Job] = {}
-
-    @property
-    def promised(self) -> int:
-        """Bytes that it may come to."""
-        return self.spec.records * record_bytes(self.spec) + _SPEC_ROOM
-
-
-class Tenant:
-    """A tenant: the hash of their token, and their data sets by name."""
-
-    def __init__(self, key: str, folder: Path) -> None:
-        self.key = key
-        self.folder = folder
-        self.datasets: dict[str, Dataset] = {}
-
-    @property
-    def label(self) -> str:
-        """What the log calls it."""
-        return self.key[:8]
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Tenants:
@@ -207,7 +175,7 @@ class Tenants:
         Raises:
             CloudMismatchError: it exists with another specification.
             CloudOverloadedError: the data set has as many jobs as it may have.
-            CloudStorageError: it cannot be written.
+            CloudStorageError: the tenant's share is full, or it cannot be written.
         """
         found = dataset.jobs.get(name)
         if found is not None:
@@ -221,6 +189,7 @@ class Tenants:
                 f"the data set has {len(dataset.jobs)} jobs already; delete it, or ask the operator for more"
             )
         folder = dataset.folder / "jobs" / name
+        self.check_share(folder)
         try:
             write_whole(folder / SPEC, encode_spec(spec))
         except InputError:
@@ -230,6 +199,26 @@ class Tenants:
             raise CloudStorageError("the job's specification cannot be read back; ask the cloud's operator")
         dataset.jobs[name] = job
         return job
+
+    def check_share(self, folder: Path) -> None:
+        """Refuse to train while the tenant's share is full without what this job has left; works on the disk.
+
+        Weights and checkpoints are as large as the model that the tenant names: nobody knows beforehand. A job
+        may outgrow the share, but no other one begins then.
+
+        Args:
+            folder: of the job.
+
+        Raises:
+            CloudStorageError: it is full.
+        """
+        tenant = self._tenants.get(folder.parents[2].name)
+        taken = tenant.taken(besides=folder) if tenant is not None else 0
+        if taken >= self._config.tenant_bytes:
+            raise CloudStorageError(
+                f"this tenant's data sets and jobs take {taken} of {self._config.tenant_bytes} bytes; delete a "
+                "data set, then start the job again"
+            )
 
     def remove(self, tenant: Tenant, dataset: Dataset) -> None:
         """Delete what a data set left on the disk, its processes being ended: it is gone at once.
@@ -257,46 +246,25 @@ class Tenants:
                 f"a release of shape {tuple(shape)} cannot be stored; its sizes must be at least 1 and its bits "
                 f"at most {UPLOAD_BYTES} bytes"
             )
-        needed = spec.records * record_bytes(spec) + _SPEC_ROOM
-        used = sum(dataset.promised for dataset in tenant.datasets.values())
-        if used + needed > self._config.tenant_bytes:
+        needed, taken = promised_bytes(spec), tenant.taken()
+        if taken + needed > self._config.tenant_bytes:
             raise CloudStorageError(
-                f"the data set needs {needed} bytes, and {self._config.tenant_bytes - used} of "
+                f"the data set needs {needed} bytes, and {max(0, self._config.tenant_bytes - taken)} of "
                 f"{self._config.tenant_bytes} are left to this tenant; delete another one first"
             )
 
     def _load(self) -> None:
         shutil.rmtree(self._folder / "trash", ignore_errors=True)
-        for folder in _children(self._folder / "tenants", _HASH):
+        for folder in children(self._folder / "tenants", _HASH):
             tenant = Tenant(folder.name, folder)
-            for home in _children(folder, _NAME):
-                dataset = _read_dataset(home)
+            for home in children(folder, NAME):
+                dataset = read_dataset(home)
                 if dataset is None:
                     event("data set skipped", tenant=tenant.label)
                     continue
                 tenant.datasets[home.name] = dataset
             if tenant.datasets:
                 self._tenants[tenant.key] = tenant
-
-
-def _read_dataset(folder: Path) -> Dataset | None:
-    """A data set as its folder tells; none where it is damaged or was never there whole."""
-    try:
-        dataset = Dataset(folder, DatasetSpec.model_validate_json((folder / SPEC).read_bytes()))
-    except (OSError, ValidationError, CloudStorageError):
-        return None
-    for home in _children(folder / "jobs", _NAME):
-        job = read_job(home)
-        if job is not None:
-            dataset.jobs[home.name] = job
-    return dataset
-
-
-def _children(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """Folders of that form of name, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_dir())
 
 
 def _key(token: bytes) -> str:
