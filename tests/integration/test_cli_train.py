@@ -197,6 +197,25 @@ def test_the_configuration_that_ships_with_the_embedded_digits(run, tmp_path):
     assert found["seconds"] < 900
 
 
+@pytest.mark.slow
+def test_the_configuration_of_large_images_runs_on_generated_ones(run, tmp_path):
+    """3x224x224 in bfloat16 through every stage; so few images say nothing about accuracy."""
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    config = Path(__file__).parents[2] / "configs" / "imagenet-resnet18.yaml"
+    changes = (
+        "data.source=generated:10x3x224x224:100",
+        *(f"{fit}_fit.epochs=1" for fit in ("main", "cloud")),
+    )
+    call = ["train", "--config", config, "--out", out, "--json", figures, "--set", "whole.epochs=1"]
+    done = run(*call, *(part for change in changes for part in ("--set", change)))
+    assert done.code == 0, done.err
+    manifest = load_bundle(out / "bundle").manifest
+    assert manifest.input.shape == (3, 224, 224)
+    assert manifest.release is not None
+    assert manifest.release.message.shape == (1, 56, 56)
+    assert figures_of(figures)["private_macs"] <= 300_000_000
+
+
 # What goes on
 
 

@@ -22,12 +22,12 @@ from delta.errors import CloudStorageError, CloudTrainingError
 from delta.files import write_whole
 from delta.training.cloud import JobState
 from delta.training.cloud_trainer import train_on_releases
+from delta.training.config import FitConfig
 from delta.wire.training import encode_spec
 from tests.training_jobs import job_spec
 from tests.training_servers import (
     LONG,
     RELEASES,
-    SOME_SECONDS,
     SPEC,
     connect,
     events,
@@ -38,6 +38,7 @@ from tests.training_servers import (
     uploaded,
 )
 
+A_WHILE = job_spec(fit=FitConfig(epochs=100, batch=16))
 WEIGHTS_BYTES = 20_000  # fewer than those of the tests' model
 
 
@@ -62,7 +63,7 @@ def test_a_job_that_met_a_full_disk_goes_on_once_there_is_room(tmp_path):
     server = start(tmp_path, env={"DELTA_CHECKPOINT_STEPS": "20"})
     with connect(server, token) as cloud:
         dataset = uploaded(cloud)
-        cloud.start(dataset, job, SOME_SECONDS)
+        cloud.start(dataset, job, A_WHILE)
         states = cloud.watch(dataset, job)
         until(states, lambda _: len(steps_of(tmp_path)) > 0)
         for process in (events(server, "training")[-1]["pid"], server.pid):
@@ -83,13 +84,13 @@ def test_a_job_that_met_a_full_disk_goes_on_once_there_is_room(tmp_path):
         assert not events(server, "training")
         with pytest.raises(CloudTrainingError, match="start it again"):
             cloud.fetch(dataset, job)
-        cloud.start(dataset, job, SOME_SECONDS)
+        cloud.start(dataset, job, A_WHILE)
         states = list(cloud.watch(dataset, job))
         assert states[0].state in ("waiting", "running")
         assert states[-1].state == "done"
         assert min(state.step for state in states if state.step) > kept[-1]  # nothing is trained twice
-        assert weights_hash(cloud.fetch(dataset, job)) == undisturbed(SOME_SECONDS)
-        cloud.start(dataset, job, SOME_SECONDS)  # done, it stays done
+        assert weights_hash(cloud.fetch(dataset, job)) == undisturbed(A_WHILE)
+        cloud.start(dataset, job, A_WHILE)  # done, it stays done
         assert [state.state for state in cloud.watch(dataset, job)] == ["done"]
 
 
@@ -219,9 +220,13 @@ def test_a_job_that_failed_and_is_submitted_at_once_runs_again(tmp_path):
             while not job.final:
                 await job.changed.wait()
             assert job.state.message == "no room"
-            await begin_again(job)
+            job.begin_again(job.reopened())
             assert job.state == read_job(tmp_path).state == JobState("waiting")
         await runner.close()
 
-    asyncio.run(run())
+    async def in_time():
+        async with asyncio.timeout(20):
+            await run()
+
+    asyncio.run(in_time())
     assert len(asked) == 3
