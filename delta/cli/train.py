@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,11 @@ from delta.cli.output import check_writable, progress, say, table, warn, write_j
 if TYPE_CHECKING:
     from delta_client import GrpcTrainingCloud
 
+    from delta.bundle.store import Bundle
     from delta.data.records import Dataset, DataSplits
     from delta.models.splitting import Parts
     from delta.privacy.ledger import Budget
+    from delta.training.cloud_stage import CloudStage
     from delta.training.folder import RunFolder
     from delta.training.run import Run
     from delta.training.run_config import RunConfig
@@ -63,7 +65,7 @@ def train(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Budget of each subject from now on, such as epsilon=8; default: the file's; it never loosens --ledger."
+            help="Budget of each subject from now on, such as epsilon=8; default: the file's, never looser than --ledger's."
         ),
     ] = None,
     noise_key: Annotated[
@@ -127,15 +129,23 @@ def train(
         label_key = NoiseKey.at(noise_key or folder.noise_key) if run.labels.epsilon is not None else None
         with (
             DiskLedger(path, budget=_budget(run, path, budget, own=ledger is None), warn=warn) as book,
-            _cloud(run, parts, folder, cloud, workers, tell) as training,
+            ExitStack() as session,
         ):
+            training = session.enter_context(_cloud(run, parts, folder, cloud, workers, tell))
+            promoted: list[bool] = []
+
+            def outbound(stage: CloudStage, bundle: Bundle) -> None:
+                promoted.append(_promote(run, stage, bundle, training, public))
+                if forget:
+                    training.delete(stage.job[0])
+                session.close()  # nothing more is sent, and a cloud of ours leaves its cores to what follows
+
             where = Stage2(training, book, folder.releases, store, label_key)
-            result = run_training(parts, splits, run.training, where=where, progress=watch)
+            result = run_training(parts, splits, run.training, where=where, outbound=outbound, progress=watch)
             save_bundle(result.bundle, folder.bundle)
-            promoted = _promote(run, result, training, public)
-            if forget:
-                training.delete(result.stage.job[0])
-    figures = _figures(run, result, splits, promoted=promoted, seconds=time.perf_counter() - started)
+    figures = _figures(
+        run, result, splits, promoted=promoted == [True], seconds=time.perf_counter() - started
+    )
     write_json(folder.summary, figures)
     write_json(json, figures)
     if str(json) != "-":
@@ -300,7 +310,13 @@ def _public(run: RunConfig, splits: DataSplits) -> Dataset | None:
     return public
 
 
-def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, public: Dataset | None) -> bool:
+def _promote(
+    run: RunConfig,
+    stage: CloudStage,
+    bundle: Bundle,
+    training: GrpcTrainingCloud,
+    public: Dataset | None,
+) -> bool:
     """Let the cloud serve what it trained, as the configuration says; private records decide nothing."""
     import torch
 
@@ -311,14 +327,13 @@ def _promote(run: RunConfig, result: Run, training: GrpcTrainingCloud, public: D
 
     if run.promote == "never":
         return False
-    stage = result.stage
     if run.promote != "always" and public is not None:
-        test = Labelled.of(public, result.bundle.manifest.input)
+        test = Labelled.of(public, bundle.manifest.input)
         bits = release_records(stage.private, stage.release, test, key=NoiseKey.generate())
         found = accuracy(cloud_logits(stage.cloud, bits, device=torch.device(run.device)), test.y)
         if found < run.promote.min_cloud_accuracy:
             return False
-    training.promote(*stage.job, result.bundle.manifest)
+    training.promote(*stage.job, bundle.manifest)
     return True
 
 
@@ -327,7 +342,7 @@ def _figures(
 ) -> dict[str, Any]:
     from delta.training.report import run_figures
 
-    return run_figures(run, result, splits, promoted=promoted, seconds=seconds)
+    return run_figures(run, result, splits, promoted=promoted == [True], seconds=seconds)
 
 
 def _show(run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any]) -> None:

@@ -63,8 +63,8 @@ class LabelConfig(Strict):
 class FitConfig(Strict):
     """One supervised fit: AdamW on a one-cycle schedule."""
 
-    epochs: int = Field(ge=1)
-    batch: int = Field(default=64, ge=2)
+    epochs: int = Field(ge=1, le=100_000)
+    batch: int = Field(default=64, ge=2, le=1_000_000)
     learning_rate: float = Field(default=4e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
 
@@ -138,7 +138,7 @@ class TrainConfig(Strict):
     """
 
     noise: Literal["none"] | NoiseConfig
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**62)
     name: str = Field(default="delta", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     rank: int | None = Field(default=None, ge=1)
     basis: Literal["pca", "svd"] = "pca"

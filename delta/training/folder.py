@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from delta.config import canonical_hash
 from delta.errors import CheckpointError, InputError
 from delta.files import write_whole
 from delta.training.checkpoint import FIT_VERSION, FitStore, Warn, checkpoint_steps, log_warning
+from delta.training.folder_lock import folder_lock
 from delta.training.run_config import RunConfig
 
 __all__ = ["RunFolder"]
@@ -57,18 +56,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise InputError(f"{self.path} cannot be made: {error.strerror}; choose another --out") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with folder_lock(self.path):
             yield
-        except BlockingIOError:
-            raise CheckpointError(
-                f"another run uses {self.path}; wait for it, or choose another --out"
-            ) from None
-        finally:
-            os.close(lock)
 
     def claim(
         self,

@@ -1,4 +1,4 @@
-"""One run at a time in a folder of checkpoints."""
+"""One run at a time in a folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError(
-                f"checkpoints in {folder} are in use by another run; wait for it, or choose another folder"
+                f"{folder} is in use by another run; wait for it, or choose another folder"
             ) from None
         except OSError as error:
             raise _unusable(folder, error) from None
@@ -53,6 +53,4 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _unusable(folder: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{folder} cannot be used for checkpoints: {error.strerror}; choose another folder"
-    )
+    return CheckpointError(f"{folder} cannot be used: {error.strerror}; choose another folder")

@@ -56,6 +56,7 @@ def kept_uploads(
         name = canonical_hash(what)[:16]
         path = folder / f"releases-{name}.safetensors"
         key_path = folder / f"releases-{name}.key"
+        _erase_leftovers(folder, but=key_path)
         stored = Uploads.load(path)
         if stored is not None:
             key_path.unlink(missing_ok=True)
@@ -81,3 +82,10 @@ def kept_uploads(
         uploads.save(path)
         key_path.unlink(missing_ok=True)
     return uploads
+
+
+def _erase_leftovers(folder: Path, *, but: Path) -> None:
+    """Erase keys whose bytes were never stored, and so never sent, and what a kill left of writing one."""
+    for path in (*folder.glob("releases-*.key"), *folder.glob(".releases-*.key-*")):
+        if path != but:
+            path.unlink(missing_ok=True)

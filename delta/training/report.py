@@ -64,6 +64,7 @@ def run_figures(
         "main_only_macs": run.main_only.macs,
         "cloud_macs": facts.cloud_macs,
         "stage_seconds": dict(run.seconds),
+        "from_checkpoints": dict(run.from_checkpoints),
         "seconds": seconds,
         "promoted": promoted,
         "release_hash": run.bundle.manifest.release_hash,
@@ -83,6 +84,7 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
     controls, stage, facts = run.controls, run.stage, run.bundle.facts
     size, times = run.bytes_per_record, run.seconds
     ceiling = run.claim.ceiling_bits
+    taken = [f"{name} ({seconds:.0f} s)" for name, seconds in run.from_checkpoints.items()]
     share = "the rest of a training that was cut" if stage.resumed else "the training"
     claim = "none: empirical obfuscation"
     if run.claim.epsilon is not None:
@@ -112,4 +114,5 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
         ["releases / entries new to the ledger", f"{stage.releases:,} / {stage.debited:,}"],
         [f"bytes a record over {share}, up / down", f"{size['up']:.1f} / {size['down']:.1f}"],
         ["seconds: " + ", ".join(times), ", ".join(f"{value:.0f}" for value in times.values())],
+        *([["  without the fits taken from checkpoints", ", ".join(taken)]] if taken else []),
     ]

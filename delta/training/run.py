@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -43,6 +43,7 @@ class Run:
         beats_main_only: whether it beats the best main-only model beyond chance.
         seconds: of each stage: `private`, `release`, `upload`, `cloud`, `controls`, `main_only`.
         records: training records, held-out ones included.
+        from_checkpoints: fits that were finished before, with the seconds that each once took.
     """
 
     bundle: Bundle
@@ -55,6 +56,7 @@ class Run:
     beats_main_only: bool
     seconds: Mapping[str, float]
     records: int
+    from_checkpoints: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bytes_per_record(self) -> dict[str, float]:
@@ -89,6 +91,7 @@ def run_training(
     config: TrainConfig,
     *,
     where: Stage2,
+    outbound: Callable[[CloudStage, Bundle], None] = lambda stage, bundle: None,
     progress: Progress = quiet,
 ) -> Run:
     """Train Delta, its controls and its rival.
@@ -98,6 +101,8 @@ def run_training(
         data: training and test records.
         config: of the run.
         where: the cloud, the ledger, and what is kept.
+        outbound: sends what else is to be sent, such as a promotion. It comes before any further private record
+            meets the cloud's weights, which may have been made to fail on some records (I1).
         progress: told after every step.
 
     Raises:
@@ -112,20 +117,21 @@ def run_training(
     stage = train_private_stage(parts, data.train, config, progress=progress, store=where.store)
     trained = time.perf_counter()
     cloud = train_cloud_stage(stage, config, where=where, progress=progress)
-    answered = time.perf_counter()
-    test = Labelled.of(data.test, stage.input)
-    measured = measure_controls(
-        stage, cloud, test, config, key=NoiseKey.generate(), store=where.store, progress=progress
-    )
-    controlled = time.perf_counter()
     draft = assemble_bundle(
         stage,
         cloud,
         config,
         class_names=tuple(data.train.class_names),
         lineage=lineage_of(config, data.train),
-        figures=vars(measured.controls),
+        figures={},
     )
+    outbound(cloud, draft)
+    answered = time.perf_counter()
+    test = Labelled.of(data.test, stage.input)
+    measured = measure_controls(
+        stage, cloud, test, config, key=NoiseKey.generate(), store=where.store, progress=progress
+    )
+    controlled = time.perf_counter()
     rival = train_main_only(
         stage,
         config,
@@ -137,7 +143,7 @@ def run_training(
     ended = time.perf_counter()
     right, alone = measured.delta_right, measured.main_right
     return Run(
-        bundle=draft,
+        bundle=replace(draft, facts=draft.facts.model_copy(update={"figures": vars(measured.controls)})),
         controls=measured.controls,
         main_only=rival,
         stage=cloud,
@@ -157,6 +163,7 @@ def run_training(
             "main_only": ended - controlled,
         },
         records=len(data.train),
+        from_checkpoints={} if where.store is None else dict(where.store.taken),
     )
 
 

@@ -52,8 +52,8 @@ class JobSpec(Strict):
     augment: Augmentation = "none"
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     precision: Precision = "float32"
-    seed: int = Field(default=0, ge=0)
-    steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    steps: int | None = Field(default=None, ge=1, le=10**12)
 
 
 def label_bits(classes: int) -> int:

@@ -51,7 +51,7 @@ def test_a_fit_store_tells_what_was_taken_from_it_and_how_long_that_had_taken(tm
 
 def test_a_folder_is_one_runs_at_a_time(tmp_path):
     one, other = _store(tmp_path), _store(tmp_path)
-    held = rf"{tmp_path} are in use by another run; wait for it, or choose another folder"
+    held = rf"{tmp_path} is in use by another run; wait for it, or choose another folder"
     refused: list[int] = []
 
     def meanwhile(stage: str, done: int, total: int) -> None:
