@@ -65,7 +65,7 @@ def train(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Budget of each subject from now on, such as epsilon=8; default: the file's, never looser than --ledger's."
+            help="Budget of each subject from now on, such as epsilon=8; a file never loosens --ledger."
         ),
     ] = None,
     noise_key: Annotated[
@@ -87,6 +87,7 @@ def train(
     from delta.release.noise import NoiseKey
     from delta.training.cloud_stage import Stage2
     from delta.training.folder import RunFolder
+    from delta.training.report import run_figures
     from delta.training.run import run_training
     from delta.training.run_config import RunConfig
 
@@ -143,9 +144,8 @@ def train(
             where = Stage2(training, book, folder.releases, store, label_key)
             result = run_training(parts, splits, run.training, where=where, outbound=outbound, progress=watch)
             save_bundle(result.bundle, folder.bundle)
-    figures = _figures(
-        run, result, splits, promoted=promoted == [True], seconds=time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    figures = run_figures(run, result, splits, promoted=promoted == [True], seconds=seconds)
     write_json(folder.summary, figures)
     write_json(json, figures)
     if str(json) != "-":
@@ -335,14 +335,6 @@ def _promote(
             return False
     training.promote(*stage.job, bundle.manifest)
     return True
-
-
-def _figures(
-    run: RunConfig, result: Run, splits: DataSplits, *, promoted: bool, seconds: float
-) -> dict[str, Any]:
-    from delta.training.report import run_figures
-
-    return run_figures(run, result, splits, promoted=promoted == [True], seconds=seconds)
 
 
 def _show(run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any]) -> None:
