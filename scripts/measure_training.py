@@ -63,12 +63,14 @@ def sweep(options: argparse.Namespace) -> None:
         for macs in options.private_macs.split(",")
     ]
     with ThreadPoolExecutor(options.parallel) as pool:
-        for failures in pool.map(lambda cell: _sequence(options, *cell), cells):
-            for failure in failures:
-                print(failure, file=sys.stderr)
+        failures = [
+            line for found in pool.map(lambda cell: _sequence(options, *cell), cells) for line in found
+        ]
     files = sorted(options.out.glob("s*/summary.json"))
     lines = [json.dumps(json.loads(path.read_text())) for path in files]
     (options.out / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    if failures:
+        sys.exit(f"{len(failures)} runs failed; their logs lie beside their folders in {options.out}")
 
 
 def _sequence(options: argparse.Namespace, seed: int, macs: int, gpu: str | None) -> list[str]:
@@ -86,6 +88,7 @@ def _sequence(options: argparse.Namespace, seed: int, macs: int, gpu: str | None
         command += [part for change in changes for part in ("--set", change)]
         env = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
+        out.with_suffix(".log").write_text(done.stdout + done.stderr)
         last = done.stderr.strip().splitlines()[-1:] or [""]
         print(f"{out.name}: {'done' if done.returncode == 0 else last[0]}", flush=True)
         if done.returncode:

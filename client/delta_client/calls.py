@@ -106,11 +106,14 @@ class Calls:
             raise CloudUnavailableError("the connection is closed; open another one") from None
         return self.parsed(data, answer)
 
-    def download(self, method: str, request: Message, answer: type[M]) -> Answers[M]:
-        """One message up, a stream of them down."""
+    def download(
+        self, method: str, request: Message, answer: type[M], *, whole_s: float | None = None
+    ) -> Answers[M]:
+        """One message up, a stream of them down; `whole_s`: for all of it, seconds, however often some come."""
         raw = request.SerializeToString()
         self.bytes_up += len(raw)
-        return Answers(self, self._start(self._channel.unary_stream, method, raw), answer)
+        call = self._start(self._channel.unary_stream, method, raw, timeout_s=whole_s)
+        return Answers(self, call, answer, whole_s=whole_s)
 
     def upload(self, method: str, feed: Feed, answer: type[M]) -> PendingAnswer[M]:
         """A stream of messages up, one down."""
@@ -166,9 +169,10 @@ class Calls:
             )
         return reason
 
-    def _start(self, kind: Any, method: str, request: Any) -> Any:  # noqa: ANN401
+    def _start(self, kind: Any, method: str, request: Any, *, timeout_s: float | None = None) -> Any:  # noqa: ANN401
         try:
-            return kind(method_path(self._service, method))(request, metadata=self._metadata)
+            call = kind(method_path(self._service, method))
+            return call(request, timeout=timeout_s, metadata=self._metadata)
         except ValueError:  # a closed channel
             raise CloudUnavailableError("the connection is closed; open another one") from None
 
@@ -203,10 +207,18 @@ class _Watchdog:
 class Answers(Generic[M]):
     """The cloud's messages of one call, each awaited so long and no longer; a context that ends the call."""
 
-    def __init__(self, calls: Calls, call: Any, kind: type[M]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        calls: Calls,
+        call: Any,  # noqa: ANN401
+        kind: type[M],
+        *,
+        whole_s: float | None = None,
+    ) -> None:
         self._calls = calls
         self._call = call
         self._kind = kind
+        self._whole_s = whole_s
         self._began = False
 
     def next(self) -> M | None:
@@ -222,11 +234,20 @@ class Answers(Generic[M]):
             except StopIteration:
                 return None
             except grpc.RpcError as error:
-                raise (
-                    self._calls.late() if dog.barked else self._calls.error_of(error, began=self._began)
-                ) from None
+                raise self._error_of(error, late=dog.barked) from None
         self._began = True
         return self._calls.parsed(raw, self._kind)
+
+    def _error_of(self, error: Any, *, late: bool) -> CloudError | RequestError:  # noqa: ANN401
+        if late:
+            return self._calls.late()
+        reason = self._calls.error_of(error, began=self._began)
+        if self._began and self._whole_s is not None and type(reason) is CloudDeadlineError:
+            return CloudDeadlineError(
+                f"the cloud at {self._calls.address} sends so slowly that {self._whole_s:g} s were not enough; run "
+                "again, over a faster connection if it is not to blame"
+            )
+        return reason
 
     def cancel(self) -> None:
         """End the call."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from google.protobuf.message import Message
 from torch import Tensor
 
 from delta.bundle.manifest import Manifest
@@ -53,12 +52,18 @@ from delta.wire.training import (
     records_a_chunk,
     resized,
 )
-from delta_client.calls import Calls, Feed
+from delta_client.calls import Answers, Calls, Feed
 from delta_client.interactive import GrpcInteractiveSession
+from delta_client.weights import ExpectedWeights
 
 __all__ = ["GrpcTrainingCloud"]
 
 _FINAL = ("done", "failed", "cancelled")
+_LEAST_RATE = (
+    64 * 1024
+)  # of a fetch, bytes a second: a cloud that sends a byte now and then is not waited for
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass
@@ -88,13 +93,13 @@ class GrpcTrainingCloud:
 
     Args:
         address: HOST:PORT.
-        token: the tenant's, 32 bytes: `TenantToken.secret`.
+        token: the tenant's at this cloud, 32 bytes: `TenantToken.for_cloud`.
         credentials: of the channel; none for plaintext.
         timeout_s: for each call, and for each message of a stream, seconds.
         chunk_records: releases a message of an upload, if the cloud takes so many.
         pauses_s: before each attempt to take up a watch again, seconds.
         max_answer_bytes: largest message taken from the cloud.
-        max_checkpoint_bytes: largest file of weights taken from it.
+        fetch_s: for all of a fetch, seconds; longer where that is what `_LEAST_RATE` takes for its size.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class GrpcTrainingCloud:
         chunk_records: int = 1024,
         pauses_s: Sequence[float] = (0.2, 0.5, 1.0, 2.0, 4.0),
         max_answer_bytes: int = 64 << 20,
-        max_checkpoint_bytes: int = 2 << 30,
+        fetch_s: float = 60.0,
     ) -> None:
         self._calls = Calls(
             address,
@@ -120,7 +125,7 @@ class GrpcTrainingCloud:
         )
         self._chunk_records = chunk_records
         self._pauses_s = tuple(pauses_s)
-        self._max_checkpoint_bytes = max_checkpoint_bytes
+        self._fetch_s = fetch_s
         self._datasets: dict[str, _Dataset] = {}
 
     @property
@@ -253,47 +258,47 @@ class GrpcTrainingCloud:
             CancelTrainingResponse,
         )
 
-    def held_out_logits(self, dataset: str, job: str) -> Tensor:
-        """z_cloud of the held-out records in upload order, `[h, classes]` float32; not yet checked to be finite.
+    def held_out_logits(self, dataset: str, job: str, *, records: int) -> Tensor:
+        """z_cloud of the held-out records in upload order, `[records, classes]` float32; see the contract.
 
         Raises:
-            CloudAnswerError: not whole rows, or more of them than there are records.
+            CloudAnswerError: not as many rows; more than that is not taken.
+            CloudDeadlineError: the cloud sends too slowly.
         """
         known = self._known(dataset)
         request = FetchLogitsRequest(protocol_version=PROTOCOL_VERSION, name=_job(dataset, job))
         row = 4 * known.classes
         data = bytearray()
-        with self._calls.download("FetchLogits", request, FetchLogitsResponse) as answers:
+        with self._fetched("FetchLogits", request, FetchLogitsResponse, size=records * row) as answers:
             for message in answers:
                 data += message.logits
-                if len(data) > known.records * row or not message.logits:
-                    raise CloudAnswerError(
-                        f"the cloud sent {len(data)} bytes of held-out logits, the last message "
-                        f"{len(message.logits)}; expected at most {known.records} rows of {row}, none empty"
-                    )
-        if len(data) % row:
+                if len(data) > records * row or not message.logits:
+                    break
+        if len(data) != records * row:
             raise CloudAnswerError(
-                f"the cloud sent {len(data)} bytes of held-out logits, no whole rows of {row}"
+                f"the cloud sent {len(data)} bytes of held-out logits; expected {records} rows of {row}"
             )
-        return tensor_from_bytes(bytes(data), torch.float32, (len(data) // row, known.classes))
+        return tensor_from_bytes(bytes(data), torch.float32, (records, known.classes))
 
-    def fetch(self, dataset: str, job: str) -> dict[str, Tensor]:
-        """The trained weights by name; the caller checks names, shapes and that they are finite.
+    def fetch(self, dataset: str, job: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained weights by name; see the contract.
 
         Raises:
-            CloudAnswerError: more than was declared or than is taken, another hash, or no safetensors file.
+            CloudAnswerError: more than was declared or than is taken, another hash, or not these weights.
+            CloudDeadlineError: the cloud sends too slowly.
         """
+        expected = ExpectedWeights(like)
+        most = expected.most_bytes
         request = FetchCheckpointRequest(protocol_version=PROTOCOL_VERSION, name=_job(dataset, job))
         data = bytearray()
         size, sha256 = 0, ""
-        with self._calls.download("FetchCheckpoint", request, FetchCheckpointResponse) as answers:
+        with self._fetched("FetchCheckpoint", request, FetchCheckpointResponse, size=most) as answers:
             for message in answers:
                 if not sha256:
                     size, sha256 = message.size, message.sha256 or "none"
-                    if size > self._max_checkpoint_bytes:
+                    if size > most:
                         raise CloudAnswerError(
-                            f"the cloud declares weights of {size} bytes; at most {self._max_checkpoint_bytes} "
-                            "are taken"
+                            f"the cloud declares weights of {size} bytes; the model's take at most {most}"
                         )
                 data += message.data
                 if len(data) > size or not message.data:
@@ -306,10 +311,7 @@ class GrpcTrainingCloud:
                 f"the cloud's weights are not what it declared ({len(data)} bytes of {size}, or another "
                 "SHA-256); fetch them again"
             )
-        try:
-            return load_tensors(bytes(data))
-        except (SafetensorError, KeyError, ValueError):  # a KeyError: an element type that PyTorch lacks
-            raise CloudAnswerError("the cloud's weights are not a safetensors file") from None
+        return expected.parse(bytes(data))
 
     def promote(self, dataset: str, job: str, manifest: Manifest) -> None:
         """Serve the trained model under a manifest whose `cloud_weights_hash` is that of its weights."""
@@ -330,6 +332,10 @@ class GrpcTrainingCloud:
         return GrpcInteractiveSession(
             self._calls, hello, classes=known.classes, max_records=known.max_records
         )
+
+    def _fetched(self, method: str, request: Message, answer: type[M], *, size: int) -> Answers[M]:
+        """A stream of `size` bytes at most, which has to end in time."""
+        return self._calls.download(method, request, answer, whole_s=max(self._fetch_s, size / _LEAST_RATE))
 
     def _known(self, dataset: str) -> _Dataset:
         known = self._datasets.get(check_name(dataset))

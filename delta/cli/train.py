@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from delta.cli.output import check_writable, progress, say, table, warn, write_json
+from delta.cli.run_inputs import build_parts, load_data, public_records
+from delta.cli.run_outbound import Outbound
 
 if TYPE_CHECKING:
     from delta_client import GrpcTrainingCloud
 
-    from delta.bundle.store import Bundle
-    from delta.data.records import Dataset, DataSplits
     from delta.models.splitting import Parts
     from delta.privacy.ledger import Budget
-    from delta.training.cloud_stage import CloudStage
     from delta.training.folder import RunFolder
     from delta.training.run import Run
     from delta.training.run_config import RunConfig
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 _STORE_S = 30.0  # in which a cloud that has lost its run ends
+_LOCAL = (
+    "local"  # no address: a cloud started here has another port in each run, and finds its data set again
+)
 
 
 def train(
@@ -39,7 +42,9 @@ def train(
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of the file, such as noise={epsilon: 8}; repeatable."),
+        typer.Option(
+            "--set", help="KEY=VALUE of the file, such as 'noise={epsilon: 8}', null for none; repeatable."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Another source than the file's.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Training records at most.")] = None,
@@ -56,6 +61,9 @@ def train(
     ledger: Annotated[
         Path | None, typer.Option(help="Ledger of what was released; default: ledger.jsonl in --out.")
     ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds that a job may wait its turn, or take for a step.")
+    ] = 3600.0,
     download: Annotated[
         bool, typer.Option(help="Fetch the archive of cifar10:FOLDER or cifar100:FOLDER first.")
     ] = False,
@@ -95,20 +103,20 @@ def train(
     check_writable(json)
     given = {"data.limit": limit, "seed": seed, "device": device}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
-    if data is not None:
-        changes.insert(0, f"data={{source: {_quoted(data)}}}")
+    if data is not None:  # size and limits of the file stay
+        changes[:0] = ["data.target=null", f"data.source={dumps(data)}"]
     run = RunConfig.read(config, changes=(*changes, *(change or ())))
     device_of(run.device)
-    _check_address(cloud, workers)
+    _check_address(cloud, workers, run.mode)
     folder = RunFolder(out or Path("runs") / run.name)
     check_writable(folder.summary)
     # Standard output is for the figures alone where they are wanted there.
     tell: Callable[[str], None] = say if str(json) != "-" else lambda _: None
     if download:
         tell(f"downloaded {download_dataset(run.data.source or '')}")
-    splits = _load_data(run)
-    public = _public(run, splits)
-    parts = _build(run, splits)
+    splits = load_data(run)
+    public = public_records(run, splits)
+    parts = build_parts(run, splits)
     tell(
         f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test records; "
         f"model: {run.model.target}, split at {parts.at}"
@@ -133,23 +141,19 @@ def train(
             ExitStack() as session,
         ):
             training = session.enter_context(_cloud(run, parts, folder, cloud, workers, tell))
-            promoted: list[bool] = []
-
-            def outbound(stage: CloudStage, bundle: Bundle) -> None:
-                promoted.append(_promote(run, stage, bundle, training, public))
-                if forget:
-                    training.delete(stage.job[0])
-                session.close()  # nothing more is sent, and a cloud of ours leaves its cores to what follows
-
-            where = Stage2(training, book, folder.releases, store, label_key)
+            outbound = Outbound(run, training, session, public=public, forget=forget)
+            where = Stage2(training, book, folder.releases, store, label_key, patience)
             result = run_training(parts, splits, run.training, where=where, outbound=outbound, progress=watch)
             save_bundle(result.bundle, folder.bundle)
     seconds = time.perf_counter() - started
-    figures = run_figures(run, result, splits, promoted=promoted == [True], seconds=seconds)
+    figures = run_figures(run, result, splits, seconds=seconds)
+    figures |= {"promoted": outbound.promoted, "public_accuracy": outbound.public_accuracy}
     write_json(folder.summary, figures)
     write_json(json, figures)
     if str(json) != "-":
-        _show(run, result, folder, figures)
+        _show(run, result, folder, figures, outbound)
+    if outbound.failure is not None:
+        raise outbound.failure
 
 
 def _budget(run: RunConfig, path: Path, given: str | None, *, own: bool) -> Budget | None:
@@ -181,64 +185,20 @@ def _budget(run: RunConfig, path: Path, given: str | None, *, own: bool) -> Budg
     return None
 
 
-def _check_address(address: str | None, workers: int | None) -> None:
+def _check_address(address: str | None, workers: int | None, mode: str) -> None:
     """Refuse an address that is none, or options that do not go with it."""
     from delta_server.config import parse_listen
 
     from delta.errors import ConfigError
 
+    if workers not in (None, 1) and mode == "interactive":
+        raise ConfigError("--workers is of one-shot training: one process answers an interactive one")
     if address is None:
         return
     if parse_listen(address)[1] == 0:
         raise ConfigError(f"{address!r} names no port; give the HOST:PORT that the cloud has printed")
     if workers is not None:
         raise ConfigError("--workers is of a cloud started here; give it to `delta serve --train-workers`")
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text)
-
-
-def _load_data(run: RunConfig) -> DataSplits:
-    from delta.data.load import load_dataset
-    from delta.data.resize import resized
-    from delta.data.target import load_target
-
-    data = run.data
-    if data.source is not None:
-        return load_dataset(
-            data.source, limit=data.limit, test_limit=data.test_limit, seed=run.seed, size=data.size
-        )
-    splits = load_target(str(data.target), seed=run.seed)
-    splits = splits.limited(data.limit, test_limit=data.test_limit, seed=run.seed)
-    return splits if data.size is None else resized(splits, data.size)
-
-
-def _build(run: RunConfig, splits: DataSplits) -> Parts:
-    """The whole model, split; ours get classes and channels from the data."""
-    import torch
-
-    from delta.models.splitting import split
-    from delta.models.targets import OURS, build_target, full_target
-    from delta.models.weights import load_weights
-
-    target = full_target(run.model.target)
-    arguments: dict[str, Any] = dict(run.model.arguments)
-    channels, height, width = splits.image_shape
-    if target in OURS:
-        own: dict[str, Any] = {"classes": len(splits.class_names), "in_channels": channels}
-        if min(height, width) >= 128:
-            own["stem"] = "imagenet"
-        arguments = {**own, **arguments}
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        model = build_target(target, arguments, allowed={target})
-    if run.model.weights is not None:
-        load_weights(model, run.model.weights)
-    example = torch.zeros(2, channels, height, width)
-    return split(model, at=run.model.split_at, example=example, target=target, arguments=arguments)
 
 
 @contextmanager
@@ -256,7 +216,7 @@ def _cloud(
 
     token = TenantToken.at(folder.token)
     if address is not None:
-        with GrpcTrainingCloud(address, token.secret) as training:
+        with GrpcTrainingCloud(address, token.for_cloud(address)) as training:
             training.delete(
                 "0" * 32
             )  # of none: a cloud that is absent or does not train shows before any work
@@ -269,7 +229,7 @@ def _cloud(
             training=folder.cloud_store, train_workers=workers, device=run.device, allow=allow,
             log_path=folder.cloud_log,
         ) as server,
-        GrpcTrainingCloud(server.address, token.secret) as training,
+        GrpcTrainingCloud(server.address, token.for_cloud(_LOCAL)) as training,
     ):  # fmt: skip
         tell(f"cloud: process {server.pid}, listening on {server.address}")
         yield training
@@ -293,51 +253,9 @@ def _await_store(store: Path) -> None:
         return
 
 
-def _public(run: RunConfig, splits: DataSplits) -> Dataset | None:
-    """The public records that decide whether the cloud may serve the model; none where nothing is to decide.
-
-    Raises:
-        ConfigError: they do not fit the data.
-    """
-    from delta.data.load import load_dataset
-    from delta.errors import ConfigError
-
-    if isinstance(run.promote, str):
-        return None
-    public = load_dataset(run.promote.public_data, seed=run.seed, size=run.data.size).test
-    if public.class_names != splits.class_names or public.image_shape != splits.image_shape:
-        raise ConfigError("promote.public_data differs from the data in classes or image shape")
-    return public
-
-
-def _promote(
-    run: RunConfig,
-    stage: CloudStage,
-    bundle: Bundle,
-    training: GrpcTrainingCloud,
-    public: Dataset | None,
-) -> bool:
-    """Let the cloud serve what it trained, as the configuration says; private records decide nothing."""
-    import torch
-
-    from delta.release.noise import NoiseKey
-    from delta.training.controls import accuracy, cloud_logits
-    from delta.training.private_stage import Labelled
-    from delta.training.uploads import release_records
-
-    if run.promote == "never":
-        return False
-    if run.promote != "always" and public is not None:
-        test = Labelled.of(public, bundle.manifest.input)
-        bits = release_records(stage.private, stage.release, test, key=NoiseKey.generate())
-        found = accuracy(cloud_logits(stage.cloud, bits, device=torch.device(run.device)), test.y)
-        if found < run.promote.min_cloud_accuracy:
-            return False
-    training.promote(*stage.job, bundle.manifest)
-    return True
-
-
-def _show(run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any]) -> None:
+def _show(
+    run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any], outbound: Outbound
+) -> None:
     from delta.training.report import run_rows
 
     table(
@@ -352,5 +270,7 @@ def _show(run: RunConfig, result: Run, folder: RunFolder, figures: dict[str, Any
             f"{result.stage.bad_answers} answers of the cloud were not fit to use; M_main learned without them"
         )
     say(f"bundle: {folder.bundle}   figures: {folder.summary}   took {figures['seconds']:.0f} s")
+    for line in outbound.lines():
+        say(line)
     allow = "" if run.model.target.find(":") < 0 else f" --allow {run.model.target}"
     say(f"serve it with: delta serve --bundle {folder.bundle}{allow}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,8 +77,11 @@ def _records(part: Any, what: str) -> list[_Item]:  # noqa: ANN401
         else:
             raise DataError(f"data {what}: record {index} is {type(item).__name__}; expected {_EXPECTED}")
         image, label = found[-1][2:]
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(np.ascontiguousarray(image))
+            found[-1] = (*found[-1][:2], image, label)
         if not isinstance(image, Tensor) or image.dim() != 3:
-            raise DataError(f"data {what}: record {index} has no image tensor [c, h, w]")
+            raise DataError(f"data {what}: record {index} has no image: give a tensor or an array [c, h, w]")
         if _is_number(label):
             found[-1] = (*found[-1][:3], int(label))
         elif not isinstance(label, str):

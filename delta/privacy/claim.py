@@ -73,6 +73,7 @@ def claim_of(
     labels: LabelDisclosure = "none",
     label_epsilon: float | None = None,
     person: Spent | None = None,
+    releases: int = 1,
 ) -> PrivacyClaim:
     """The claim of a release configuration.
 
@@ -82,6 +83,7 @@ def claim_of(
         labels: what the cloud learns of training labels.
         label_epsilon: ε of `randomized-response`, and only of that.
         person: what the person who has spent the most has spent, where subjects are known.
+        releases: of one training record, all its views together.
 
     Raises:
         PrivacyParameterError: δ or the label's ε is out of range.
@@ -128,9 +130,25 @@ def claim_of(
             "order, counts and timing are not covered",
             *_provenance_lines(config.provenances, mu, release_epsilon, delta),
             label_line,
+            *_record_lines(mu, releases, label_epsilon, delta),
         ),
         person_level=person_line,
     )
+
+
+def _record_lines(mu: float, releases: int, label_epsilon: float | None, delta: float) -> tuple[str, ...]:
+    """What several releases of one record come to: they compose to μ√k (DESIGN, privacy 5)."""
+    if releases == 1:
+        return ()
+    all_views = mu * releases**0.5
+    line = (
+        f"a training record has {releases} releases: together {all_views:.4g}-GDP, "
+        f"({epsilon_of(mu=all_views, delta=delta):.4g}, {delta:.3g})-DP, at most {ceiling_bits(mu=all_views):.3g} bits"
+    )
+    if label_epsilon is not None:
+        joint = (all_views**2 + label_mu(epsilon=label_epsilon) ** 2) ** 0.5
+        line += f"; with its label {joint:.4g}-GDP"
+    return (line,)
 
 
 def _provenance_lines(

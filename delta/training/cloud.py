@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -34,7 +34,7 @@ class UploadChunk:
 
 @dataclass(frozen=True)
 class JobState:
-    """How far a job has come, as the cloud says (I4: shown to the owner, nothing is decided by it).
+    """How far a job has come, as the cloud says (I4: shown to the owner; `JobWatch` bounds it).
 
     Attributes:
         state: `waiting`, `running`, `done`, `failed` or `cancelled`; the last three are final, but that
@@ -123,12 +123,30 @@ class TrainingCloud(Protocol):
         """Stop a job; what it has checkpointed is dropped with its data set. A finished job stays finished."""
         ...
 
-    def held_out_logits(self, dataset: str, job: str) -> Tensor:
-        """z_cloud of the held-out records in upload order, `[h, classes]` float32, unchecked (I4)."""
+    def held_out_logits(self, dataset: str, job: str, *, records: int) -> Tensor:
+        """z_cloud of the held-out records in upload order, `[records, classes]` float32.
+
+        Args:
+            dataset: with the records.
+            job: that is done.
+            records: how many of those uploaded were held out; no more than their logits is taken.
+
+        Raises:
+            CloudAnswerError: not as many rows; whether they are finite is the caller's to check (I4).
+        """
         ...
 
-    def fetch(self, dataset: str, job: str) -> dict[str, Tensor]:
-        """The trained weights by name; the caller checks names, shapes and that they are finite."""
+    def fetch(self, dataset: str, job: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained weights by name.
+
+        Args:
+            dataset: of the job.
+            job: that is done.
+            like: weights of the model that was trained: names, shapes and types; no more than they take is taken.
+
+        Raises:
+            CloudAnswerError: others came; whether they are finite is the caller's to check (I4).
+        """
         ...
 
     def promote(self, dataset: str, job: str, manifest: Manifest) -> None:

@@ -26,6 +26,7 @@ from delta.training.fit import Progress, logits_of, quiet
 from delta.training.fusion import fit_alpha
 from delta.training.inprocess import InProcessTrainingCloud
 from delta.training.interactive import train_interactively
+from delta.training.job_watch import PATIENCE_S
 from delta.training.kept_uploads import kept_uploads
 from delta.training.one_shot import train_one_shot
 from delta.training.private_stage import PrivateStage
@@ -33,6 +34,7 @@ from delta.training.release_stage import architecture_of, build_release
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.task import Mode, Task
 from delta.training.uploads import Uploads
+from delta.training.weights import check_weights
 
 __all__ = ["CloudStage", "Fusion", "Stage2", "fit_fusion", "train_cloud_stage"]
 
@@ -109,6 +111,7 @@ class Stage2:
         store: checkpoints of the private side, and of a cloud in this process.
         label_key: of label responses, so that every upload tells a label the same; none to draw them with the
             noise, anew in each.
+        patience_s: seconds that a job may wait its turn, or take for a step, before the run gives up.
     """
 
     cloud: TrainingCloud | None = None
@@ -116,6 +119,7 @@ class Stage2:
     folder: Path | None = None
     store: FitStore | None = None
     label_key: NoiseKey | None = None
+    patience_s: float = PATIENCE_S
 
 
 def fit_fusion(config: TrainConfig, z_main: Tensor, z_cloud: Tensor, labels: Tensor) -> Fusion:
@@ -186,10 +190,11 @@ def train_cloud_stage(
         progress=progress,
         told=quiet if where.cloud is None else progress,
         label=label,
+        patience_s=where.patience_s,
     )
     outcome = MODES[config.mode](task)
     fresh = job_model(task.dataset, task.job, allowed={architecture.target})
-    model = _fetched(cloud.fetch(*outcome.names), fresh)
+    model = _fetched(cloud.fetch(*outcome.names, like=fresh.state_dict()), fresh)
     ended = time.perf_counter()
     result = CloudStage(
         private=outcome.parts,
@@ -242,11 +247,7 @@ def _fetched(weights: dict[str, Tensor], model: CloudModel) -> CloudModel:
     Raises:
         CloudAnswerError: they are not this model's.
     """
-    own = model.state_dict()
-    if {n: (t.shape, t.dtype) for n, t in weights.items()} != {n: (t.shape, t.dtype) for n, t in own.items()}:
-        raise CloudAnswerError(
-            "the cloud's weights are not those of the declared model: names or shapes differ"
-        )
+    check_weights(weights, like=model.state_dict())
     if not all(bool(torch.isfinite(t).all()) for t in weights.values()):
         raise CloudAnswerError("the cloud's weights are not finite")
     model.load_state_dict(weights)

@@ -91,7 +91,9 @@ class MainConfig(Strict):
         if self.layout == "authors" and (self.max_macs or self.private_macs) is not None:
             raise ValueError("layout 'authors' takes no budget in MACs: its size follows from the rank")
         if self.max_macs is not None and self.private_macs is not None:
-            raise ValueError("give max_macs of the main model, or private_macs of the whole path, not both")
+            raise ValueError(
+                "give max_macs of the main model or private_macs of the whole path, null for the other"
+            )
         return self
 
 

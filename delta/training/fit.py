@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from delta.errors import ConfigError
+from delta.training.batches import batch_starts
 from delta.training.checkpoint import CheckpointStore
 from delta.training.config import FitConfig, Precision
 from delta.training.descent import Descent
@@ -120,7 +121,7 @@ def fit(
         raise ConfigError(
             f"{stage}: a batch of {batch} for {world.size} processes: each needs 2 records; start fewer"
         )
-    starts = [start for start in range(0, records, batch) if records - start >= 2 * world.size]
+    starts = batch_starts(records, config, processes=world.size)
     total = config.epochs * len(starts)
     device = next(model.parameters()).device
     descent = Descent(model, config, steps=total, precision=precision, device=device)

@@ -21,7 +21,7 @@ from delta.training.run_config import RunConfig
 
 __all__ = ["RunFolder"]
 
-_FREE = {"promote", "budget"}  # settings that no stored state depends on
+_FREE = {"promote", "budget", "name"}  # settings that no stored state depends on
 
 
 class RunFolder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from delta.bundle.store import CloudPart
 from delta.config import Strict
 from delta.errors import (
     CheckpointError,
+    CloudAnswerError,
     CloudDeniedError,
     CloudMismatchError,
     CloudOverloadedError,
@@ -35,6 +36,7 @@ from delta.training.fit import Progress, quiet
 from delta.training.inprocess_session import InProcessSession
 from delta.training.inprocess_store import HeldDataset, HeldJob, Meter
 from delta.training.spec import DatasetSpec, JobSpec
+from delta.training.weights import check_weights
 from delta.wire import training as wire
 from delta.wire.session import PROTOCOL_VERSION
 from delta.wire.status import one_line
@@ -180,15 +182,19 @@ class InProcessTrainingCloud:
         if entry.state.state in ("waiting", "running"):
             entry.state = replace(entry.state, state="cancelled")
 
-    def held_out_logits(self, dataset: str, job: str) -> Tensor:
+    def held_out_logits(self, dataset: str, job: str, *, records: int) -> Tensor:
         """z_cloud of the held-out records; see `TrainingCloud.held_out_logits`."""
         self._meter.sent(wire.FetchLogitsRequest(protocol_version=PROTOCOL_VERSION, name=_name(dataset, job)))
         entry, classes = self._done(dataset, job), self._found(dataset).spec.classes
         for message in wire.logits_messages(entry.logits):
             self._meter.received(message)
-        return tensor_from_bytes(entry.logits, torch.float32, (len(entry.logits) // (4 * classes), classes))
+        if len(entry.logits) != 4 * classes * records:
+            raise CloudAnswerError(
+                f"the job has {len(entry.logits)} bytes of held-out logits; expected {records} rows of {4 * classes}"
+            )
+        return tensor_from_bytes(entry.logits, torch.float32, (records, classes))
 
-    def fetch(self, dataset: str, job: str) -> dict[str, Tensor]:
+    def fetch(self, dataset: str, job: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The trained weights by name; see `TrainingCloud.fetch`."""
         self._meter.sent(
             wire.FetchCheckpointRequest(protocol_version=PROTOCOL_VERSION, name=_name(dataset, job))
@@ -196,7 +202,9 @@ class InProcessTrainingCloud:
         entry = self._done(dataset, job)
         for message in wire.checkpoint_messages(entry.weights):
             self._meter.received(message)
-        return load_tensors(entry.weights)
+        weights = load_tensors(entry.weights)
+        check_weights(weights, like=like)
+        return weights
 
     def promote(self, dataset: str, job: str, manifest: Manifest) -> None:
         """Keep the trained model under a manifest; see `TrainingCloud.promote`."""

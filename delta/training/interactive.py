@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from delta.errors import CloudAnswerError
 from delta.methods.delta.fusion import check_answer
 from delta.methods.delta.parts import PrivateParts
+from delta.training.batches import batch_starts, steps_of
 from delta.training.cloud import InteractiveSession
 from delta.training.config import TrainConfig
 from delta.training.descent import Descent
@@ -76,13 +77,12 @@ def train_interactively(task: Task) -> Outcome:
     config, uploads, parts = task.config, task.uploads, task.parts
     kept = (~uploads.releases.held_out).nonzero().flatten()
     batch = min(config.cloud_fit.batch, len(kept))
-    starts = [start for start in range(0, len(kept), batch) if len(kept) - start >= 2]
-    steps = config.cloud_fit.epochs * len(starts)
+    starts, steps = batch_starts(len(kept), config.cloud_fit), steps_of(len(kept), config.cloud_fit)
     job = task.job.model_copy(update={"steps": steps})
     names = task.names(job)
     main = _Main(parts, config, steps=steps, device=torch.device(config.device))
     state = main.state
-    identity = [*names, config.model_dump(mode="json", exclude={"budget"})]
+    identity = [*names, config.model_dump(mode="json", exclude={"budget", "name"})]
     checkpoints = None if task.store is None else task.store.of("merged", identity)
     stride = -(-steps // _STATES)  # by steps, not by the clock: what is sent must not depend on it (I1)
     with nullcontext() if checkpoints is None else checkpoints.resumed() as stored:

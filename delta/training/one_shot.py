@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 from delta.errors import CloudAnswerError, CloudTrainingError, CloudUnavailableError
 from delta.methods.delta.fusion import check_answer
+from delta.training.batches import steps_of
 from delta.training.cloud import UploadChunk
 from delta.training.fit import Progress
+from delta.training.job_watch import JobWatch
 from delta.training.task import Outcome, Task
 from delta.training.uploads import Uploads
 
@@ -30,13 +32,14 @@ def train_one_shot(task: Task) -> Outcome:
     task.cloud.start(*names, task.job)
     _wait(task, names)
     releases = task.uploads.releases
+    held_out = int(releases.held_out.sum())
     rows = check_answer(
-        task.cloud.held_out_logits(*names),
-        records=int(releases.held_out.sum()),
+        task.cloud.held_out_logits(*names, records=held_out),
+        records=held_out,
         classes=task.dataset.classes,
     )
-    held_out = task.uploads.held_out_rows(rows, fit_records=len(task.stage.fit.y))
-    return Outcome(names, task.parts, held_out, upload_s=uploaded - started, resumed=resumed)
+    logits = task.uploads.held_out_rows(rows, fit_records=len(task.stage.fit.y))
+    return Outcome(names, task.parts, logits, upload_s=uploaded - started, resumed=resumed)
 
 
 def _upload(task: Task, name: str) -> bool:
@@ -84,12 +87,17 @@ def _wait(task: Task, names: tuple[str, str]) -> None:
 
     Raises:
         CloudTrainingError: it failed or was cancelled.
+        CloudAnswerError: a state that cannot be.
+        CloudDeadlineError: it gets no further.
     """
+    trained = int((~task.uploads.releases.held_out).sum())
+    watch = JobWatch(steps_of(trained, task.job.fit), patience_s=task.patience_s)
     state, told = None, 0
     for state in task.cloud.watch(*names):
+        watch.take(state)
         if state.steps and state.step > told:  # the end is told by two states
             told = state.step
-            task.told(task.label, min(state.step, state.steps), state.steps)
+            task.told(task.label, state.step, state.steps)
     if state is None or state.state != "done":
         what = "ended without a word" if state is None else state.state
         why = f": {state.message}" if state is not None and state.message else ""

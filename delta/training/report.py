@@ -15,16 +15,13 @@ from delta.training.run_config import RunConfig
 __all__ = ["run_figures", "run_rows"]
 
 
-def run_figures(
-    config: RunConfig, run: Run, data: DataSplits, *, promoted: bool, seconds: float
-) -> dict[str, Any]:
+def run_figures(config: RunConfig, run: Run, data: DataSplits, *, seconds: float) -> dict[str, Any]:
     """The figures that `delta train --json` writes.
 
     Args:
         config: of the run.
         run: its outcome.
         data: training and test records.
-        promoted: whether the cloud serves the trained model.
         seconds: of the whole command.
     """
     controls, stage, facts = run.controls, run.stage, run.bundle.facts
@@ -51,7 +48,8 @@ def run_figures(
         "leakage": {"cloud_label_accuracy": controls.cloud_alone, "label_prior": run.prior},
         "bytes_per_record": run.bytes_per_record,
         "resumed": stage.resumed,
-        "releases": {"total": stage.releases, "held_out": len(stage.held_out_bits), "debited": stage.debited},
+        "releases": {"total": stage.releases, "held_out": len(stage.held_out_bits)},
+        "ledger": {"new_entries": stage.debited},
         "labels": config.labels.model_dump(mode="json"),
         "privacy": {
             **run.claim.to_json(),
@@ -62,11 +60,11 @@ def run_figures(
         "budget": config.subject_budget,
         "private_macs": facts.private_macs,
         "main_only_macs": run.main_only.macs,
+        "main_only_reads": run.main_only.reads,
         "cloud_macs": facts.cloud_macs,
         "stage_seconds": dict(run.seconds),
         "from_checkpoints": dict(run.from_checkpoints),
         "seconds": seconds,
-        "promoted": promoted,
         "release_hash": run.bundle.manifest.release_hash,
         "cloud_hash": run.bundle.manifest.cloud_hash,
         "environment": {
@@ -85,7 +83,7 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
     size, times = run.bytes_per_record, run.seconds
     ceiling = run.claim.ceiling_bits
     taken = [f"{name} ({seconds:.0f} s)" for name, seconds in run.from_checkpoints.items()]
-    share = "the rest of a training that was cut" if stage.resumed else "the training"
+    share = "this start, the rest was sent before" if stage.resumed else "the training"
     claim = "none: empirical obfuscation"
     if run.claim.epsilon is not None:
         claim = f"ε = {run.claim.epsilon:.2f} at δ = {run.claim.delta:g} a release"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ class Run:
         beats_main_only: whether it beats the best main-only model beyond chance.
         seconds: of each stage: `private`, `release`, `upload`, `cloud`, `controls`, `main_only`.
         records: training records, held-out ones included.
+        tested: test records.
         from_checkpoints: fits that were finished before, with the seconds that each once took.
     """
 
@@ -56,6 +58,7 @@ class Run:
     beats_main_only: bool
     seconds: Mapping[str, float]
     records: int
+    tested: int
     from_checkpoints: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -68,9 +71,13 @@ class Run:
         """In plain words: was the cloud worth it?"""
         controls, rival = self.controls, self.main_only
         macs = self.bundle.facts.private_macs / 1e6
+        chance = self.prior + 196.0 * math.sqrt(self.prior / 100 * (1 - self.prior / 100) / self.tested)
+        known = (
+            ", and so the cloud knows them" if controls.cloud_alone > chance else ": no better than chance"
+        )
         leak = (
             f"The cloud model guesses {controls.cloud_alone:.1f} % of the labels by itself "
-            f"(prior {self.prior:.1f} %), and so the cloud knows them."
+            f"(prior {self.prior:.1f} %){known}."
         )
         if not self.cloud_helps:
             return (
@@ -81,8 +88,8 @@ class Run:
         lift = f"lifts Delta's main model from {controls.main_alone:.1f} to {controls.delta:.1f} %"
         if self.beats_main_only:
             return f"The cloud {lift}; {rest}. {leak}"
-        chance = "; the difference is within chance" if controls.delta > rival.accuracy else ""
-        return f"The cloud is not worth it here: it {lift}, and {rest} without any cloud{chance}. {leak}"
+        within = "; the difference is within chance" if controls.delta > rival.accuracy else ""
+        return f"The cloud is not worth it here: it {lift}, and {rest} without any cloud{within}. {leak}"
 
 
 def run_training(
@@ -152,6 +159,7 @@ def run_training(
             labels=config.labels.kind,
             label_epsilon=config.labels.epsilon,
             person=_worst(where.ledger, data.train),
+            releases=config.views,
         ),
         prior=100.0 * float(torch.bincount(data.test.labels).max()) / len(data.test),
         cloud_helps=beats(int((right & ~alone).sum()), int((alone & ~right).sum())),
@@ -163,6 +171,7 @@ def run_training(
             "main_only": ended - controlled,
         },
         records=len(data.train),
+        tested=len(data.test),
         from_checkpoints={} if where.store is None else dict(where.store.taken),
     )
 

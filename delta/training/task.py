@@ -13,6 +13,7 @@ from delta.training.checkpoint import FitStore
 from delta.training.cloud import TrainingCloud
 from delta.training.config import TrainConfig
 from delta.training.fit import Progress
+from delta.training.job_watch import PATIENCE_S
 from delta.training.private_stage import PrivateStage
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.uploads import Uploads
@@ -36,6 +37,7 @@ class Task:
         progress: told after every step.
         told: told while another process works; a cloud of this process tells by itself.
         label: the name both are told.
+        patience_s: seconds that a job may wait its turn, or take for a step.
     """
 
     stage: PrivateStage
@@ -49,6 +51,7 @@ class Task:
     progress: Progress
     told: Progress
     label: str
+    patience_s: float = PATIENCE_S
 
     def names(self, job: JobSpec) -> tuple[str, str]:
         """Names of data set and job: functions of what the cloud gets anyway, so that a run finds its own again."""

@@ -1,4 +1,4 @@
-"""The processes that train one model together, under torchrun (`python -m torch.distributed.run`)."""
+"""The processes that train one model together: a server's own, or torchrun's (`python -m torch.distributed.run`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from delta.errors import ConfigError
 
-__all__ = ["ALONE", "World"]
+__all__ = ["ALONE", "RENDEZVOUS", "World"]
+
+RENDEZVOUS = "DELTA_RENDEZVOUS"
+"""Environment variable: the file through which processes of one machine find each other; without it, torchrun's way."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class World:
     @classmethod
     @contextmanager
     def from_environment(cls, device: torch.device) -> Iterator[World]:
-        """The world that torchrun's environment declares, joined for as long as the context lasts; or alone.
+        """The world that the environment declares, joined for as long as the context lasts; or alone.
 
-        Processes talk through gloo on the CPU and through NCCL on CUDA, where `LOCAL_RANK` picks the device.
+        `RANK`, `WORLD_SIZE` and `LOCAL_RANK` are as torchrun sets them. With `DELTA_RENDEZVOUS` the processes meet
+        in that file, and no port is opened for it. Processes talk through gloo on the CPU and through NCCL on CUDA, where `LOCAL_RANK` picks the device.
 
         Raises:
             ConfigError: the environment is incomplete, or there are fewer devices than processes.
@@ -64,8 +68,11 @@ class World:
                 )
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
+        meeting = os.environ.get(RENDEZVOUS)
+        # Not an init_method of file://, which reads some characters of a path as parts of an address.
+        store = distributed.FileStore(meeting, size) if meeting is not None else None
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size
+            "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, store=store
         )
         try:
             yield cls(rank, size, device)

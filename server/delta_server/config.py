@@ -34,7 +34,7 @@ class ServerConfig(Strict):
         exchange_message_bytes: largest message of `Exchange`.
         grace_s: how long a draining server waits for streams to finish.
         train_jobs: one-shot jobs that train at a time; further ones wait.
-        train_workers: processes of one job, joined by torchrun.
+        train_workers: processes of one job, on this machine.
         train_sessions: interactive trainings that may be open at a time.
         train_job_s: longest that a one-shot job may train from its turn on; it is failed then, and may be started
             again.

@@ -86,7 +86,8 @@ def test_one_command_trains_in_a_cloud_of_its_own_and_leaves_what_can_be_served(
     assert set(figures["accuracy"]) == ACCURACIES
     assert all(0 <= value <= 100 for value in figures["accuracy"].values())
     assert figures["records"] == {"training": RECORDS, "test": TEST}
-    assert figures["releases"] == {"total": RECORDS, "held_out": HELD_OUT, "debited": RECORDS}
+    assert figures["releases"] == {"total": RECORDS, "held_out": HELD_OUT}
+    assert figures["ledger"] == {"new_entries": RECORDS}
     # A release is 16×16 bits, and its label and mark are bits, too; specifications and handshake come on top.
     assert 32 < figures["bytes_per_record"]["up"] < 32 + 12
     assert figures["privacy"]["claim"] == "none"
@@ -179,7 +180,7 @@ def test_public_data_decide_what_is_served_and_a_run_again_sends_nothing(run, cl
     _answers(run, images, out / "bundle", cloud.address)
     assert outcome_of(out) == first
     figures = figures_of(tmp_path / "figures.json")
-    assert figures["releases"]["debited"] == 0
+    assert figures["ledger"]["new_entries"] == 0
     assert figures["bytes_per_record"]["up"] < 32  # the cloud has the releases
     assert len(entered(out)) == RECORDS + 4  # and the images that were asked about
 

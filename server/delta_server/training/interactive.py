@@ -83,7 +83,7 @@ class Sessions:
             "interactive_worker", job.folder, self._config, options=("--step", str(step))
         )
         self._open[job] = worker
-        event("interactive training", pid=worker.pid, step=step, steps=steps)
+        event("interactive training", pid=worker.pids[0], step=step, steps=steps)
         if not job.final:
             job.set(JobState("running", step, steps))
         try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from delta_server.config import ServerConfig
+from delta_server.training.ranks import Ranks
 
 __all__ = ["FRAME", "Worker"]
 
@@ -20,7 +19,6 @@ FRAME = struct.Struct("<I")
 """Length of a message that follows, between the server and an interactive worker."""
 
 _LINE_BYTES = 1 << 16
-_GRACE_S = 5.0  # a process that was told to end and has not is killed
 
 
 class Worker:
@@ -29,15 +27,13 @@ class Worker:
     Not a process of asyncio's: uvloop now and then loses the pipes of one that is started beside gRPC's threads.
 
     Args:
-        process: as started.
-        output: what it writes.
+        ranks: as started.
+        output: what the first of them writes.
         transport: that reads it.
     """
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], output: asyncio.StreamReader, transport: asyncio.BaseTransport
-    ) -> None:
-        self._process = process
+    def __init__(self, ranks: Ranks, output: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        self._ranks = ranks
         self._output = output
         self._transport = transport
         self._writing = threading.Lock()
@@ -58,46 +54,33 @@ class Worker:
             module: name of the module.
             folder: of the job.
             config: device, threads and allowed targets.
-            processes: how many of it, joined by torchrun.
+            processes: how many of it, which train together.
             options: further arguments.
 
         Raises:
-            OSError: the system starts no more processes.
+            OSError: the system starts no more processes, or lets none meet in the job's folder.
         """
-        command = [sys.executable]
-        env = {**os.environ}
-        # What makes cuBLAS give the same numbers again; it is read once, when the device is first used.
-        env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if processes > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-            if config.device == "cpu":
-                env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        command += ["-m", f"delta_server.training.{module}", "--job", str(folder), "--device", config.device]
+        command = [sys.executable, "-m", f"delta_server.training.{module}"]
+        command += ["--job", str(folder), "--device", config.device]
         command += ["--threads", str(config.threads)] if config.threads is not None else []
         command += [part for target in sorted(config.allow) for part in ("--allow", target)]
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*command, *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=env,
-            start_new_session=True,  # an interrupt at the terminal is the server's to handle
-        )
+        ranks = Ranks.start([*command, *options], folder, size=processes)
         output = asyncio.StreamReader(limit=_LINE_BYTES)
         protocol = asyncio.StreamReaderProtocol(output)
         try:
             loop = asyncio.get_running_loop()
-            transport, _ = await loop.connect_read_pipe(lambda: protocol, process.stdout)
+            transport, _ = await loop.connect_read_pipe(lambda: protocol, ranks.leader.stdout)
         except BaseException:
-            process.kill()
-            process.wait()
+            ranks.kill()
+            ranks.close()
             raise
-        return cls(process, output, transport)
+        ranks.watch()
+        return cls(ranks, output, transport)
 
     @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Of the processes; the first one's is the one that tells."""
+        return self._ranks.pids
 
     async def line(self) -> bytes:
         """The next line that it writes; empty at its end."""
@@ -120,24 +103,17 @@ class Worker:
 
     async def stop(self) -> int:
         """End it, kindly at first; returns its exit status, negative for a signal. Idempotent."""
-        process = self._process
-        if process.poll() is None:
-            process.terminate()
-            try:
-                await asyncio.to_thread(process.wait, _GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        status = await asyncio.to_thread(process.wait)
+        status = await self._ranks.stop()
         await asyncio.to_thread(self._close)
         self._transport.close()
         return status
 
     async def ended(self) -> int:
         """Its exit status; of a process whose output has ended, or that is about to end."""
-        return await asyncio.to_thread(self._process.wait)
+        return await self._ranks.ended()
 
     def _write(self, data: bytes) -> None:
-        stdin, rest = self._process.stdin, memoryview(data)
+        stdin, rest = self._ranks.leader.stdin, memoryview(data)
         with self._writing:
             try:
                 while stdin is not None and not stdin.closed and rest:
@@ -146,7 +122,5 @@ class Worker:
                 return
 
     def _close(self) -> None:
-        """End its input, with which every process of torchrun ends, too."""
         with self._writing:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._ranks.close()

@@ -119,7 +119,7 @@ class Runner:
             worker = await Worker.start(
                 "worker", job.folder, self._config, processes=self._config.train_workers
             )
-            event("training", pid=worker.pid, attempt=attempt, processes=self._config.train_workers)
+            event("training", pid=worker.pids[0], attempt=attempt, processes=len(worker.pids))
             try:
                 failure = await _follow(job, worker)
                 status = await worker.ended()
@@ -130,7 +130,7 @@ class Runner:
                 job.set(JobState("done", result.steps, result.steps, result.loss))
                 event("trained", steps=result.steps)
                 return
-            if failure:
+            if failure and status >= 0:  # not what one of several says when a signal has ended another
                 await end_job(job, "failed", failure)
                 return
             event("training process ended", status=status, attempt=attempt)

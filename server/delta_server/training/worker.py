@@ -1,4 +1,4 @@
-"""`python -m delta_server.training.worker`: one one-shot job, in a process or several of torchrun.
+"""`python -m delta_server.training.worker`: one one-shot job, in one process or one of several.
 
 It tells the server how far it is on standard output, one JSON object a line: `step`, `steps` and `loss`, or
 `failed` with a text that the tenant may read.
