@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 _STORE_S = 30.0  # in which a cloud that has lost its run ends
-_LOCAL = (
-    "local"  # no address: a cloud started here has another port in each run, and finds its data set again
-)
+# No address: a cloud started here has another port in each run, and its tenant finds the data set again.
+_LOCAL = "local"
 
 
 def train(

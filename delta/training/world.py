@@ -44,7 +44,8 @@ class World:
         """The world that the environment declares, joined for as long as the context lasts; or alone.
 
         `RANK`, `WORLD_SIZE` and `LOCAL_RANK` are as torchrun sets them. With `DELTA_RENDEZVOUS` the processes meet
-        in that file, and no port is opened for it. Processes talk through gloo on the CPU and through NCCL on CUDA, where `LOCAL_RANK` picks the device.
+        in that file, and no port is opened for it. They talk through gloo on the CPU and through NCCL on CUDA,
+        where `LOCAL_RANK` picks the device.
 
         Raises:
             ConfigError: the environment is incomplete, or there are fewer devices than processes.

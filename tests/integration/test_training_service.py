@@ -288,17 +288,3 @@ def test_delta_serve_trains(tmp_path):
         serve.terminate()
         serve.communicate(timeout=60)
     assert serve.returncode == 0
-
-
-@pytest.mark.slow
-def test_several_processes_train_one_job(tmp_path):
-    with start(tmp_path, "--train-workers", "2") as server, connect(server, bytes(32)) as cloud:
-        dataset, job, endless = uploaded(cloud), name(), name()
-        cloud.start(dataset, job, job_spec())
-        assert list(cloud.watch(dataset, job))[-1].state == "done"
-        assert cloud.held_out_logits(dataset, job).isfinite().all()
-        cloud.start(dataset, endless, LONG)
-        states = cloud.watch(dataset, endless)
-        until(states, lambda state: state.step > 0)
-        cloud.cancel(dataset, endless)
-        assert list(states)[-1].state == "cancelled"

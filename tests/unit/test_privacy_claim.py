@@ -104,3 +104,15 @@ def test_the_person_level():
 def test_a_wrong_delta_is_refused():
     with pytest.raises(PrivacyParameterError, match="delta must lie"):
         claim_of(config(sigma=2.0), delta=0.0)
+
+
+def test_several_releases_of_a_record_compose_in_the_claim():
+    sigma = sigma_for(epsilon=8, delta=1e-5, clip_norm=1.0)
+    alone = claim_of(config(sigma=sigma))
+    assert not any("releases: together" in line for line in alone.conditions)
+    claim = claim_of(config(sigma=sigma), labels="randomized-response", label_epsilon=4.0, releases=4)
+    (line,) = [line for line in claim.conditions if "releases: together" in line]
+    mu = 2 * (2 / sigma)  # √4 of them
+    assert f"4 releases: together {mu:.4g}-GDP" in line
+    assert f"at most {mu**2 / (8 * 0.6931471805599453):.3g} bits" in line
+    assert "with its label 5.3" in line

@@ -164,7 +164,7 @@ PUBLIC = "backbone_provenance: {kind: public, note: by others}\n"
         ("noise: none\nlabels: {kind: disclosed, epsilon: 1}\n", ["'disclosed' takes none"]),
         ("noise: none\nlabels: {kind: randomized-response, epsilon: 701}\n", ["labels.epsilon"]),
         ("noise: none\nlabels: secret\n", ["labels"]),
-        ("noise: none\nmain: {max_macs: 5, private_macs: 5}\n", ["not both"]),
+        ("noise: none\nmain: {max_macs: 5, private_macs: 5}\n", ["null for the other"]),
         ("noise: none\nmain: {layout: authors, private_macs: 5}\n", ["authors"]),
         ("noise: none\ndata: {}\n", ["a source such as embedded, or a target"]),
         ("noise: none\ndata: {source: embedded, target: 'a:b'}\n", ["not both"]),

@@ -119,7 +119,7 @@ class Runner:
             worker = await Worker.start(
                 "worker", job.folder, self._config, processes=self._config.train_workers
             )
-            event("training", pid=worker.pids[0], attempt=attempt, processes=len(worker.pids))
+            event("training", pid=worker.pids[0], pids=worker.pids, attempt=attempt)
             try:
                 failure = await _follow(job, worker)
                 status = await worker.ended()
