@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ class Lies:
     weights: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda truth: truth
     acknowledged: Callable[[int, int], int] = lambda truth, number: truth
     cut_after: tuple[int, ...] = ()
-    states: tuple[JobState, ...] | None = None
+    states: Iterable[JobState] | None = None
 
 
 class HostileTrainingCloud:
@@ -112,14 +112,14 @@ class HostileTrainingCloud:
         self._note("cancel", dataset, job)
         self._inner.cancel(dataset, job)
 
-    def held_out_logits(self, dataset: str, job: str) -> Tensor:
+    def held_out_logits(self, dataset: str, job: str, *, records: int) -> Tensor:
         self._note("logits", dataset, job)
-        answer: Tensor = self._lies.held_out(self._inner.held_out_logits(dataset, job))
+        answer: Tensor = self._lies.held_out(self._inner.held_out_logits(dataset, job, records=records))
         return answer
 
-    def fetch(self, dataset: str, job: str) -> dict[str, Tensor]:
+    def fetch(self, dataset: str, job: str, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._note("fetch", dataset, job)
-        return self._lies.weights(self._inner.fetch(dataset, job))
+        return self._lies.weights(self._inner.fetch(dataset, job, like=like))
 
     def promote(self, dataset: str, job: str, manifest: Manifest) -> None:
         self._note("promote", dataset, job, encode_spec(manifest))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -88,17 +89,35 @@ WEIGHTS = {
     "none": lambda truth: {},
 }
 STATES: dict[str, tuple[JobState, ...]] = {
-    "failed": (JobState("running", 1, 9), JobState("failed", 1, 9, None, "out of memory")),
+    "failed": (JobState("running", 1, 3), JobState("failed", 1, 3, None, "out of memory")),
     "cancelled": (JobState("cancelled"),),
-    "ends while it runs": (JobState("running", 3, 9, float("nan")),),
+    "ends while it runs": (JobState("running", 3, 3, float("nan")),),
     "says nothing": (),
 }
+"""Jobs that come to nothing; they have 3 steps."""
 
+COUNTS: dict[str, Iterable[JobState]] = {
+    "a step more": (JobState("running", 4, 0),),
+    "a step beyond its steps": (JobState("running", 3, 2),),
+    "more steps": (JobState("running", 1, 4),),
+    "other steps": (JobState("running", 1, 3), JobState("running", 2, 2)),
+    "ever more steps": (JobState("running", step, 1) for step in itertools.count()),
+    "done with more": (JobState("done", 4, 4),),
+}
+"""Jobs of 3 steps that say what cannot be."""
+
+ENDLESS: dict[str, tuple[JobState, ...]] = {
+    "waits": (JobState("waiting"),),
+    "stays at a step": (JobState("running", 2, 3),),
+    "comes and goes": (JobState("running", 1, 3), JobState("waiting"), JobState("running", 0, 0)),
+}
+"""Jobs of 3 steps, told again and again."""
 
 REFUSED: dict[str, tuple[Lies, type[DeltaError]]] = {
     **{f"logits: {name}": (Lies(held_out=lie), CloudAnswerError) for name, lie in UNFIT.items()},
     **{f"weights: {name}": (Lies(weights=lie), CloudAnswerError) for name, lie in WEIGHTS.items()},
     **{f"job: {name}": (Lies(states=lie), CloudTrainingError) for name, lie in STATES.items()},
+    **{f"job: {name}": (Lies(states=lie), CloudAnswerError) for name, lie in COUNTS.items()},
     "done, but is not": (Lies(states=(JobState("done"),)), RequestError),
 }
 SURVIVED: dict[str, Lies] = {f"logits: {name}": Lies(held_out=lie) for name, lie in FALSE.items()}

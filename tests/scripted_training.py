@@ -45,7 +45,7 @@ METHODS = [
     "TrainInteractively",
 ]
 GARBAGE = b"\xff\xff\xff\xff no message"
-LIKE = {"w": torch.zeros(1000)}
+BLANK = {"w": torch.zeros(1000)}
 RUNNING = WatchTrainingResponse(state=2, step=1, steps=10)
 DONE = WatchTrainingResponse(state=3, step=10, steps=10)
 
@@ -59,6 +59,7 @@ class Cloud:
 
     Attributes:
         received: raw messages, by method.
+        tokens: of all who called.
         release: set at the end, for scripts that hang.
         ended: set when a streaming script was left.
     """
@@ -69,6 +70,7 @@ class Cloud:
             **scripts,
         }
         self.received = {method: [] for method in METHODS}
+        self.tokens = set()
         self.release = threading.Event()
         self.ended = threading.Event()
 
@@ -95,7 +97,7 @@ class Cloud:
                 yield raw
 
         def seen(given, context):
-            token_of(context.invocation_metadata())
+            self.tokens.add(token_of(context.invocation_metadata()))
             if method in STREAMS_UP:
                 return noted(given)
             self.received[method].append(given)
@@ -161,7 +163,7 @@ def calls_of(cloud):
         "WatchTraining": lambda: list(cloud.watch(DATASET, JOB)),
         "CancelTraining": lambda: cloud.cancel(DATASET, JOB),
         "FetchLogits": lambda: cloud.held_out_logits(DATASET, JOB, records=HELD_OUT),
-        "FetchCheckpoint": lambda: cloud.fetch(DATASET, JOB, like=LIKE),
+        "FetchCheckpoint": lambda: cloud.fetch(DATASET, JOB, like=BLANK),
         "PromoteCheckpoint": lambda: cloud.promote(DATASET, JOB, manifest),
         "TrainInteractively": lambda: cloud.interact(DATASET, JOB, job_spec(steps=3)),
     }

@@ -18,7 +18,7 @@ from delta.release.config import (
     ReleaseConfig,
 )
 from delta.training.cloud import UploadChunk
-from delta.training.cloud_trainer import StoredReleases
+from delta.training.cloud_trainer import StoredReleases, job_model
 from delta.training.config import FitConfig
 from delta.training.spec import DatasetSpec, JobSpec
 
@@ -94,3 +94,7 @@ def manifest_of(
         "cloud_weights_hash": weights_hash,
     }
     return Manifest.sealed(**{**fields, **changes})
+
+
+LIKE = job_model(dataset_spec(), job_spec()).state_dict()
+"""Weights of the job's model, untrained."""

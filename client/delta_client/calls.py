@@ -244,8 +244,8 @@ class Answers(Generic[M]):
         reason = self._calls.error_of(error, began=self._began)
         if self._began and self._whole_s is not None and type(reason) is CloudDeadlineError:
             return CloudDeadlineError(
-                f"the cloud at {self._calls.address} sends so slowly that {self._whole_s:g} s were not enough; run "
-                "again, over a faster connection if it is not to blame"
+                f"the cloud at {self._calls.address} sends so slowly that {self._whole_s:.3g} s were not enough; "
+                "run again to fetch it anew"
             )
         return reason
 

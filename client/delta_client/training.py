@@ -99,7 +99,7 @@ class GrpcTrainingCloud:
         chunk_records: releases a message of an upload, if the cloud takes so many.
         pauses_s: before each attempt to take up a watch again, seconds.
         max_answer_bytes: largest message taken from the cloud.
-        fetch_s: for all of a fetch, seconds; longer where that is what `_LEAST_RATE` takes for its size.
+        fetch_s: for all of a fetch, seconds; longer for what takes longer at 64 KiB a second.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -49,7 +50,7 @@ class ExpectedWeights:
         # Each of these comes of some header; those of overflows are neither of the first two.
         except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, OverflowError):
             raise _no_file() from None
-        check_weights(weights, like=self._like)  # of two entries of one name, either may have been read
+        check_weights(weights, like=self._like)  # as read, whatever was declared
         return weights
 
     def _check_header(self, data: bytes) -> None:
@@ -61,7 +62,7 @@ class ExpectedWeights:
                 f"{self._payload_bytes} bytes behind it"
             )
         try:
-            header = json.loads(data[_LENGTH_BYTES:end])
+            header = json.loads(data[_LENGTH_BYTES:end], object_pairs_hook=_each_once)
         except (ValueError, RecursionError):
             raise _no_file() from None
         if not isinstance(header, dict):
@@ -89,6 +90,13 @@ def _declarations(like: Mapping[str, Tensor]) -> dict[str, tuple[str, list[int]]
     end = _LENGTH_BYTES + int.from_bytes(blank[:_LENGTH_BYTES], "little")
     header = json.loads(blank[_LENGTH_BYTES:end])
     return {name: (header[name]["dtype"], list(tensor.shape)) for name, tensor in like.items()}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # two readers might take two different ones
+        raise ValueError("a name occurs twice")
+    return found
 
 
 def _declaration(entry: object) -> object:

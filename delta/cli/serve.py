@@ -22,6 +22,12 @@ def serve(
     train_workers: Annotated[
         int | None, typer.Option(help="Processes of one training job; default 1.")
     ] = None,
+    train_job_s: Annotated[
+        float | None, typer.Option(help="Longest that one training job may take, seconds; default a day.")
+    ] = None,
+    train_memory: Annotated[
+        int | None, typer.Option(help="Bytes that a training process on the CPU may map; default: no limit.")
+    ] = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0: any free one.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     max_batch: Annotated[
@@ -55,6 +61,8 @@ def serve(
         "max_delay_ms": max_delay_ms,
         "queue_records": queue,
         "train_workers": train_workers,
+        "train_job_s": train_job_s,
+        "train_memory": train_memory,
     }
     config = ServerConfig.parse(
         {

@@ -71,7 +71,7 @@ class World:
             torch.cuda.set_device(device)
         meeting = os.environ.get(RENDEZVOUS)
         # Not an init_method of file://, which reads some characters of a path as parts of an address.
-        store = distributed.FileStore(meeting, size) if meeting is not None else None
+        store = distributed.FileStore(meeting, size) if meeting is not None else None  # type: ignore[attr-defined]
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, store=store
         )

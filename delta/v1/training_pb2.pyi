@@ -478,7 +478,9 @@ class PromoteCheckpointRequest(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     manifest: _builtins.bytes
-    """JSON, as in the bundle's manifest.json; its hashes must be those of the trained weights."""
+    """JSON, as in the bundle's manifest.json; its hashes must be those of the trained weights. Empty: what the tenant
+    had served from this job is served no longer; its data set may be deleted by then.
+    """
     @_builtins.property
     def name(self) -> Global___JobName: ...
     def __init__(

@@ -145,7 +145,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromoteCheckpoint(self, request, context):
-        """Serves the trained weights under a manifest.
+        """Serves the trained weights under a manifest, or withdraws them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,7 @@ class TrainingServiceStub:
     FetchCheckpoint: _grpc.UnaryStreamMultiCallable[_training_pb2.FetchCheckpointRequest, _training_pb2.FetchCheckpointResponse]
     """The trained weights: a safetensors file in pieces."""
     PromoteCheckpoint: _grpc.UnaryUnaryMultiCallable[_training_pb2.PromoteCheckpointRequest, _training_pb2.PromoteCheckpointResponse]
-    """Serves the trained weights under a manifest."""
+    """Serves the trained weights under a manifest, or withdraws them."""
     TrainInteractively: _grpc.StreamStreamMultiCallable[_training_pb2.TrainInteractivelyRequest, _training_pb2.TrainInteractivelyResponse]
     """The per-batch exchange: a hello, then batches one after the other."""
 
@@ -74,7 +74,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     FetchCheckpoint: _aio.UnaryStreamMultiCallable[_training_pb2.FetchCheckpointRequest, _training_pb2.FetchCheckpointResponse]  # type: ignore[assignment]
     """The trained weights: a safetensors file in pieces."""
     PromoteCheckpoint: _aio.UnaryUnaryMultiCallable[_training_pb2.PromoteCheckpointRequest, _training_pb2.PromoteCheckpointResponse]  # type: ignore[assignment]
-    """Serves the trained weights under a manifest."""
+    """Serves the trained weights under a manifest, or withdraws them."""
     TrainInteractively: _aio.StreamStreamMultiCallable[_training_pb2.TrainInteractivelyRequest, _training_pb2.TrainInteractivelyResponse]  # type: ignore[assignment]
     """The per-batch exchange: a hello, then batches one after the other."""
 
@@ -149,7 +149,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.PromoteCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PromoteCheckpointResponse, _abc.Awaitable[_training_pb2.PromoteCheckpointResponse]]:
-        """Serves the trained weights under a manifest."""
+        """Serves the trained weights under a manifest, or withdraws them."""
 
     @_abc_1.abstractmethod
     def TrainInteractively(

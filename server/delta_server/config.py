@@ -33,16 +33,20 @@ class ServerConfig(Strict):
         stream_requests: most requests of one stream not yet answered; further ones are not read.
         exchange_message_bytes: largest message of `Exchange`.
         grace_s: how long a draining server waits for streams to finish.
-        train_jobs: one-shot jobs that train at a time; further ones wait.
+        train_jobs: one-shot jobs that train at a time; further ones wait, and tenants take turns.
         train_workers: processes of one job, on this machine.
         train_sessions: interactive trainings that may be open at a time.
         train_job_s: longest that a one-shot job may train from its turn on; it is failed then, and may be started
             again.
         train_idle_s: how long an upload or an interactive training may stay silent.
-        tenants: most tenants that may have data sets.
-        tenant_bytes: most bytes that the data sets of one tenant may come to, and what their jobs have left; no
-            job begins beyond it.
+        train_memory: most bytes of memory that a training process may map, on the CPU; none: no limit.
+        tenants: most tenants that may have data sets or promoted models.
+        tenant_bytes: most bytes that the data sets of one tenant may come to, what their jobs have left, and
+            promoted models; no job begins, and no model is promoted, beyond it.
         tenant_models: most promoted models of one tenant.
+        tenant_streams: most training streams of one tenant at a time, and of all who have no data set together;
+            none: a quarter of `max_streams`, at least 2.
+        promoted_models: most promoted models of all tenants.
         dataset_jobs: most jobs of one data set.
         allow: import targets outside `delta.models` that a manifest or a job may name.
         plugins: modules to import that register methods.
@@ -70,14 +74,27 @@ class ServerConfig(Strict):
     train_sessions: int = Field(default=8, ge=1)
     train_job_s: float = Field(default=86_400.0, gt=0)
     train_idle_s: float = Field(default=600.0, gt=0)
+    train_memory: int | None = Field(default=None, ge=2**30)
     tenants: int = Field(default=64, ge=1)
     tenant_bytes: int = Field(default=8 * 2**30, ge=1)
     tenant_models: int = Field(default=16, ge=1)
+    tenant_streams: int | None = Field(default=None, ge=1)
+    promoted_models: int = Field(default=64, ge=1)
     dataset_jobs: int = Field(default=64, ge=1)
     allow: frozenset[str] = frozenset()
     plugins: tuple[str, ...] = ()
     port_file: Path | None = None
     stop_on_stdin: bool = False
+
+    @property
+    def streams_each(self) -> int:
+        """Most training streams of one tenant at a time."""
+        return self.tenant_streams or max(2, self.max_streams // 4)
+
+    @property
+    def sessions_each(self) -> int:
+        """Most interactive trainings of one tenant at a time: half of all."""
+        return max(1, self.train_sessions // 2)
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:

@@ -135,6 +135,10 @@ class ModelStore:
         """Host one more, or another in the place of one of the same name; those in use live on."""
         self._models[model.binding.model] = model
 
+    def remove(self, name: str) -> None:
+        """Host a model no longer; those who use it now go on."""
+        self._models.pop(name, None)
+
     def bind(self, binding: Binding) -> HostedModel:
         """The model that a client asks for, if it is the same on both sides.
 

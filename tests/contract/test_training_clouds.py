@@ -12,6 +12,7 @@ from delta_server.launch import ServerProcess
 
 from delta.bundle.store import weights_hash
 from delta.errors import (
+    CloudAnswerError,
     CloudDeniedError,
     CloudMismatchError,
     CloudOverloadedError,
@@ -26,6 +27,7 @@ from delta.training.inprocess import InProcessTrainingCloud
 from tests.training_jobs import (
     CLASSES,
     HELD_OUT,
+    LIKE,
     RECORDS,
     chunks_of,
     dataset_spec,
@@ -118,8 +120,8 @@ class Run:
         self._counted(lambda: cloud.upload(self.dataset, chunks_of(RELEASES)))
         self._counted(lambda: cloud.start(self.dataset, self.job, self.spec))
         self.states = list(cloud.watch(self.dataset, self.job))
-        self.logits = self._counted(lambda: cloud.held_out_logits(self.dataset, self.job))
-        self.weights = self._counted(lambda: cloud.fetch(self.dataset, self.job))
+        self.logits = self._counted(lambda: cloud.held_out_logits(self.dataset, self.job, records=HELD_OUT))
+        self.weights = self._counted(lambda: cloud.fetch(self.dataset, self.job, like=LIKE))
 
     def _counted(self, call):
         before = self.cloud.bytes_up, self.cloud.bytes_down
@@ -179,7 +181,7 @@ def test_a_name_of_another_form_is_refused(cloud, bad):
         lambda: cloud.start(good, bad, job_spec()),
         lambda: list(cloud.watch(bad, good)),
         lambda: cloud.cancel(good, bad),
-        lambda: cloud.fetch(bad, bad),
+        lambda: cloud.fetch(bad, bad, like=LIKE),
     ):
         with pytest.raises(RequestError, match="hex"):
             call()
@@ -191,7 +193,7 @@ def test_an_upload_in_two_goes_equals_one(run):
     assert cloud.upload(dataset, chunks_of(RELEASES, stop=20)) == 20
     assert cloud.upload(dataset, chunks_of(RELEASES, start=20)) == RECORDS
     job = done(cloud, dataset, run.spec)
-    assert weights_hash(cloud.fetch(dataset, job)) == weights_hash(run.weights)
+    assert weights_hash(cloud.fetch(dataset, job, like=LIKE)) == weights_hash(run.weights)
 
 
 def test_what_is_stored_already_is_passed_over(cloud):
@@ -273,7 +275,7 @@ def test_starting_again_changes_nothing_and_otherwise_is_a_mismatch(run):
     with pytest.raises(CloudMismatchError, match="another specification"):
         run.cloud.start(run.dataset, run.job, job_spec(seed=8))
     assert list(run.cloud.watch(run.dataset, run.job))[-1].state == "done"
-    assert weights_hash(run.cloud.fetch(run.dataset, run.job)) == weights_hash(run.weights)
+    assert weights_hash(run.cloud.fetch(run.dataset, run.job, like=LIKE)) == weights_hash(run.weights)
 
 
 def test_a_watch_ends_with_the_final_state_and_steps_never_fall(run):
@@ -302,16 +304,37 @@ def test_the_same_bits_and_seed_give_the_same_weights_and_logits_in_every_cloud(
     assert torch.allclose(here.logits, there.logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("records", [0, HELD_OUT - 1, HELD_OUT + 1])
+def test_logits_of_another_number_of_records_are_a_bad_answer(run, records):
+    with pytest.raises(CloudAnswerError, match=f"{records} rows"):
+        run.cloud.held_out_logits(run.dataset, run.job, records=records)
+
+
+@pytest.mark.parametrize("change", ["one less", "one more", "another name", "another shape", "another type"])
+def test_weights_of_another_model_are_a_bad_answer(run, change):
+    like, first = dict(LIKE), min(LIKE)
+    tensor = like.pop(first)
+    like |= {
+        "one less": {},
+        "one more": {first: tensor, "more": torch.empty(0)},
+        "another name": {f"{first}s": tensor},
+        "another shape": {first: tensor.flatten()[None]},
+        "another type": {first: tensor.view(torch.int32)},
+    }[change]
+    with pytest.raises(CloudAnswerError):
+        run.cloud.fetch(run.dataset, run.job, like=like)
+
+
 def test_no_held_out_record_gives_no_logits(training_cloud):
     cloud = training_cloud
     dataset = uploaded(cloud, releases=stored_releases(held_out=0))
-    assert cloud.held_out_logits(dataset, done(cloud, dataset)).numel() == 0
+    assert cloud.held_out_logits(dataset, done(cloud, dataset), records=0).shape == (0, CLASSES)
 
 
 def trained_hash(cloud, job=None, **changes):
     """Hash of the weights of a fresh data set and job."""
     dataset = uploaded(cloud, **changes)
-    return weights_hash(cloud.fetch(dataset, done(cloud, dataset, job)))
+    return weights_hash(cloud.fetch(dataset, done(cloud, dataset, job), like=LIKE))
 
 
 def test_another_seed_gives_other_weights(training_cloud):
@@ -365,8 +388,8 @@ def test_a_job_that_is_not_done_has_no_results_and_once_cancelled_stays_so(cloud
     cloud.start(dataset, job, LONG)
     manifest = manifest_of(dataset_spec(), LONG, weights_hash="0" * 64)
     for call in (
-        lambda: cloud.fetch(dataset, job),
-        lambda: cloud.held_out_logits(dataset, job),
+        lambda: cloud.fetch(dataset, job, like=LIKE),
+        lambda: cloud.held_out_logits(dataset, job, records=HELD_OUT),
         lambda: cloud.promote(dataset, job, manifest),
     ):
         with pytest.raises(RequestError, match="not done"):
@@ -380,7 +403,7 @@ def test_a_job_that_is_not_done_has_no_results_and_once_cancelled_stays_so(cloud
 def test_a_finished_job_stays_finished(run):
     run.cloud.cancel(run.dataset, run.job)
     assert list(run.cloud.watch(run.dataset, run.job))[-1].state == "done"
-    assert run.cloud.fetch(run.dataset, run.job)
+    assert run.cloud.fetch(run.dataset, run.job, like=LIKE)
 
 
 def test_what_is_not_there_is_denied(cloud):
@@ -390,8 +413,8 @@ def test_what_is_not_there_is_denied(cloud):
         lambda: cloud.start(name(), job, job_spec()),
         lambda: list(cloud.watch(dataset, job)),
         lambda: cloud.cancel(dataset, job),
-        lambda: cloud.fetch(dataset, job),
-        lambda: cloud.held_out_logits(dataset, job),
+        lambda: cloud.fetch(dataset, job, like=LIKE),
+        lambda: cloud.held_out_logits(dataset, job, records=HELD_OUT),
     ):
         with pytest.raises(CloudDeniedError):
             call()
@@ -407,8 +430,8 @@ def test_a_deleted_data_set_is_gone_with_its_jobs(cloud):
         lambda: cloud.start(dataset, job, job_spec()),
         lambda: list(cloud.watch(dataset, job)),
         lambda: cloud.cancel(dataset, job),
-        lambda: cloud.fetch(dataset, job),
-        lambda: cloud.held_out_logits(dataset, job),
+        lambda: cloud.fetch(dataset, job, like=LIKE),
+        lambda: cloud.held_out_logits(dataset, job, records=HELD_OUT),
     ):
         with pytest.raises(CloudDeniedError):
             call()
@@ -485,7 +508,7 @@ class Exchanges:
         before = cloud.bytes_up
         self.logits = interactive(cloud, self.dataset, self.job)
         self.bytes_up = cloud.bytes_up - before
-        self.weights = cloud.fetch(self.dataset, self.job)
+        self.weights = cloud.fetch(self.dataset, self.job, like=LIKE)
 
 
 @pytest.fixture(scope="module")
@@ -532,7 +555,7 @@ def test_interactive_and_one_shot_give_the_same_logits_for_the_same_weights_and_
         trained = session.exchange(held, none, update=False)
     assert not torch.equal(trained, untrained)
     model = build_cloud_model(job_spec().architecture, dataset_spec().release)
-    model.load_state_dict(cloud.fetch(dataset, job))
+    model.load_state_dict(cloud.fetch(dataset, job, like=LIKE))
     one_shot = held_out_logits(model, RELEASES, device=torch.device("cpu"))
     assert torch.allclose(trained, one_shot, atol=1e-5)
 
@@ -544,7 +567,7 @@ def test_an_interactive_job_goes_on_from_its_checkpoints_alone(exchanged):
         interactive(cloud, dataset, job, start=1)
     rest = interactive(cloud, dataset, job, start=3)
     assert torch.equal(torch.cat(first[:3] + rest), torch.cat(exchanged.logits))
-    assert weights_hash(cloud.fetch(dataset, job)) == weights_hash(exchanged.weights)
+    assert weights_hash(cloud.fetch(dataset, job, like=LIKE)) == weights_hash(exchanged.weights)
 
 
 def test_one_session_of_a_job_at_a_time(cloud):
@@ -555,7 +578,7 @@ def test_one_session_of_a_job_at_a_time(cloud):
         first.exchange(RELEASES.bits[:8], RELEASES.labels[:8], update=True)
     with cloud.interact(dataset, job, spec) as second:
         second.exchange(RELEASES.bits[:8], RELEASES.labels[:8], update=True)
-    assert cloud.fetch(dataset, job)
+    assert cloud.fetch(dataset, job, like=LIKE)
 
 
 def test_a_batch_that_does_not_fit_is_refused_and_the_session_goes_on(cloud):

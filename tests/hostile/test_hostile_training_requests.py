@@ -18,14 +18,7 @@ from delta.bundle.manifest import Architecture
 from delta.errors import CloudDeniedError, CloudError, CloudMismatchError, CloudStorageError, RequestError
 from delta.wire import training as wire
 from tests.raw_training import METHODS, SPEC, B, call, chunk, name, requests_of
-from tests.training_jobs import (
-    CLASSES,
-    RECORDS,
-    chunks_of,
-    dataset_spec,
-    job_spec,
-    stored_releases,
-)
+from tests.training_jobs import CLASSES, LIKE, RECORDS, chunks_of, dataset_spec, job_spec, stored_releases
 
 RELEASES = stored_releases()
 
@@ -168,6 +161,18 @@ def _specs():
         "an empty release": (good.replace("[1,16,16]", "[0,16,16]").encode(), "INVALID_ARGUMENT"),
         "a negative release": (good.replace("[1,16,16]", "[-1,-16,16]").encode(), "INVALID_ARGUMENT"),
         "an endless release": (good.replace("[1,16,16]", "[9999999,16,16]").encode(), "INVALID_ARGUMENT"),
+        "an endless input": (
+            good.replace('[1,16,16],"std"', '[1,9999916,16],"std"').encode(),
+            "INVALID_ARGUMENT",
+        ),
+        "endless representations": (
+            good.replace('"ir_shape":[', '"ir_shape":[99999').encode(),
+            "INVALID_ARGUMENT",
+        ),
+        "representations of no size": (
+            good.replace('"ir_shape":[4,16,16]', '"ir_shape":[4,0,16]').encode(),
+            "INVALID_ARGUMENT",
+        ),
         "more than its share": (
             good.replace(f'"records":{RECORDS}', '"records":90000000').encode(),
             "RESOURCE_EXHAUSTED",
@@ -275,7 +280,7 @@ def test_no_token_is_logged(server, caplog):
             cloud.create(dataset, SPEC)
             assert cloud.upload(dataset, chunks_of(RELEASES)) == RECORDS
             with pytest.raises(CloudError):
-                cloud.fetch(dataset, name())
+                cloud.fetch(dataset, name(), like=LIKE)
     finally:
         logger.setLevel(level)
         logger.removeHandler(caplog.handler)

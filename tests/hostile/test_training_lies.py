@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from delta.errors import CloudAnswerError, CloudError
+from delta.errors import CloudAnswerError, CloudDeadlineError, CloudError
 from delta.privacy.ledger import InMemoryLedger
 from delta.training.cloud_stage import CloudStage, Stage2, train_cloud_stage
 from delta.training.config import FitConfig, TrainConfig
@@ -18,6 +19,7 @@ from delta.training.controls import cloud_logits, random_bits
 from delta.training.private_stage import PrivateStage
 from tests.hostile_training import HostileTrainingCloud, Lies
 from tests.hostile_training_lies import (
+    ENDLESS,
     REFUSED,
     STATES,
     STEP_LIES,
@@ -135,6 +137,19 @@ def test_finite_weights_that_compute_nonsense_are_found_before_a_figure_is_made(
     bits = random_bits(5, result.release.payload_bytes, seed=0)
     with pytest.raises(CloudAnswerError, match="logits that are not finite"):
         cloud_logits(result.cloud, bits)
+
+
+@pytest.mark.parametrize("states", ENDLESS)
+def test_a_cloud_that_never_ends_a_job_is_left_and_an_honest_one_goes_on(stage, states):
+    ledger = InMemoryLedger(budget=100.0)
+    cloud = HostileTrainingCloud(Lies(states=itertools.cycle(ENDLESS[states])))
+    where = Stage2(cloud=cloud, ledger=ledger, patience_s=0.2)
+    with pytest.raises(CloudDeadlineError, match=r"for 0\.2 s; .* run again to go on"):
+        train_cloud_stage(stage, ONE_SHOT, where=where, key=KEY)
+    assert [row[0] for row in cloud.transcript][-1] == "watch"
+    assert len(ledger.entries()) == 50
+    result = train_cloud_stage(stage, ONE_SHOT, where=Stage2(ledger=ledger), key=KEY)
+    assert result.debited == 0
 
 
 def test_a_reason_that_the_cloud_gives_is_told_and_a_job_that_failed_is_not_fetched(stage):

@@ -218,9 +218,9 @@ class _WithGradient(_Between):
         with torch.enable_grad():
             return self.leaf * super().exchange(bits, labels, **options)
 
-    def held_out_logits(self, dataset: str, job: str) -> Tensor:
+    def held_out_logits(self, dataset: str, job: str, *, records: int) -> Tensor:
         with torch.enable_grad():
-            return self.leaf * self._cloud.held_out_logits(dataset, job)
+            return self.leaf * self._cloud.held_out_logits(dataset, job, records=records)
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "interactive"])

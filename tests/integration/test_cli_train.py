@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from delta_client import GrpcTrainingCloud, TenantToken
 from delta_server.app import ServerThread
 from delta_server.config import ServerConfig
 from delta_server.launch import ServerProcess
@@ -21,6 +22,8 @@ from delta.bundle.store import load_bundle
 from delta.data.load import load_dataset
 from delta.errors import (
     BudgetExceededError,
+    CloudAnswerError,
+    CloudDeniedError,
     CloudMismatchError,
     ConfigError,
     DeltaError,
@@ -31,7 +34,9 @@ from delta.privacy.events import RandomizedResponseLabel
 from delta.privacy.ledger_file import read_ledger
 from tests.commands import Outcome, fails
 from tests.own_target import make_home, write_own_config
+from tests.scripted_training import GARBAGE, Cloud
 from tests.tiny_runs import DATA, RECORDS, entered, figures_of, outcome_of, write_config
+from tests.training_jobs import dataset_spec, job_spec
 
 HELD_OUT, TEST = RECORDS // 10, RECORDS // 5
 ACCURACIES = {"private_only", "main_alone", "delta", "random_bits", "noiseless_bits", "main_only"}
@@ -226,7 +231,8 @@ def test_a_budget_too_small_sends_nothing_and_a_larger_one_goes_on(run, cloud, s
     done = run(*call, "--set", "budget={mu: 23}")
     _refuses(done, BudgetExceededError, "too small for the data set", "nothing was sent", "without a subject")
     assert entered(out) == []
-    tenant = store / "tenants" / hashlib.sha256((out / "tenant.token").read_bytes()).hexdigest()
+    token = TenantToken.load(out / "tenant.token").for_cloud(cloud.address)
+    tenant = store / "tenants" / hashlib.sha256(token).hexdigest()
     assert not tenant.exists()
     assert "whole model" not in done.err  # it shows before any training
     done = run(*call, "--set", "budget={mu: 24}")
@@ -234,6 +240,27 @@ def test_a_budget_too_small_sends_nothing_and_a_larger_one_goes_on(run, cloud, s
     assert "budget" in done.err.splitlines()[0]  # what was loosened is said
     assert tenant.exists()
     assert len(entered(out)) == RECORDS
+
+
+def test_what_another_cloud_is_told_opens_nothing_here(run, cloud, tmp_path):
+    """The same run folder, asked of another cloud: its operator may know names, and gets nowhere with them."""
+    config, out, dataset = write_config(tmp_path / "run.yaml"), tmp_path / "out", "ab" * 16
+    out.mkdir()
+    token = TenantToken.at(out / "tenant.token").for_cloud(cloud.address)
+    with GrpcTrainingCloud(cloud.address, token) as ours:
+        ours.create(dataset, dataset_spec())
+        with Cloud(DeleteDataset=lambda raw, context: GARBAGE) as other:
+            done = run("train", "--config", config, "--out", out, "--cloud", other.address)
+            fails(done, CloudAnswerError, "no message of the protocol")
+            (told,) = other.tokens
+        assert told not in (token, (out / "tenant.token").read_bytes())
+        with GrpcTrainingCloud(cloud.address, told) as thief:
+            thief.delete(dataset)
+            with pytest.raises(CloudDeniedError):
+                thief.start(dataset, "cd" * 16, job_spec())
+        with pytest.raises(CloudMismatchError, match="another specification"):
+            ours.create(dataset, dataset_spec(records=1))  # it is there
+        ours.delete(dataset)
 
 
 def test_a_file_of_settings_never_loosens_a_ledger_that_runs_share(run, cloud, tmp_path):

@@ -6,6 +6,7 @@ the same released bytes: their order and noise come from a key that no other run
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_client import TenantToken
 from delta_server.launch import ServerProcess
 
 from tests.command_target import POINTS, Commands, commands, killing
@@ -150,6 +152,9 @@ def test_a_run_with_its_own_cloud_goes_on_at_once_after_a_kill(target, tmp_path)
     run.killed(told=killing("upload, cloud model"))
     run.killed(told=killing("upload, cloud model"))
     assert len(entered(run.out)) == RECORDS
+    (tenant,) = (run.out / "cloud" / "tenants").iterdir()  # the same one at every port
+    token = TenantToken.load(run.out / "tenant.token").for_cloud("local")
+    assert tenant.name == hashlib.sha256(token).hexdigest()
 
 
 # What the disk does

@@ -24,7 +24,7 @@ from delta.training.cloud import JobState
 from delta.training.cloud_trainer import train_on_releases
 from delta.training.config import FitConfig
 from delta.wire.training import encode_spec
-from tests.training_jobs import job_spec
+from tests.training_jobs import LIKE, job_spec
 from tests.training_servers import (
     LONG,
     RELEASES,
@@ -83,13 +83,13 @@ def test_a_job_that_met_a_full_disk_goes_on_once_there_is_room(tmp_path):
         assert (state.state, state.message) == ("failed", failed.message)
         assert not events(server, "training")
         with pytest.raises(CloudTrainingError, match="start it again"):
-            cloud.fetch(dataset, job)
+            cloud.fetch(dataset, job, like=LIKE)
         cloud.start(dataset, job, A_WHILE)
         states = list(cloud.watch(dataset, job))
         assert states[0].state in ("waiting", "running")
         assert states[-1].state == "done"
         assert min(state.step for state in states if state.step) > kept[-1]  # nothing is trained twice
-        assert weights_hash(cloud.fetch(dataset, job)) == undisturbed(A_WHILE)
+        assert weights_hash(cloud.fetch(dataset, job, like=LIKE)) == undisturbed(A_WHILE)
         cloud.start(dataset, job, A_WHILE)  # done, it stays done
         assert [state.state for state in cloud.watch(dataset, job)] == ["done"]
 
@@ -131,7 +131,7 @@ def test_processes_that_die_again_and_again_fail_a_job_and_its_attempts_are_coun
         for number in (4, 5):
             kill_worker(states, number)
         assert list(states)[-1].state == "done"
-        assert weights_hash(cloud.fetch(dataset, job)) == undisturbed(job_spec())
+        assert weights_hash(cloud.fetch(dataset, job, like=LIKE)) == undisturbed(job_spec())
 
 
 def test_an_endless_job_is_ended_and_the_next_one_gets_its_turn(tmp_path):
@@ -176,7 +176,7 @@ def test_what_jobs_leave_counts_in_the_tenants_share(tmp_path):
             with pytest.raises(CloudStorageError, match="delete"):
                 call()
         cloud.start(datasets[0], jobs[0], job_spec())  # what is there already is no error
-        assert cloud.fetch(datasets[0], jobs[0])
+        assert cloud.fetch(datasets[0], jobs[0], like=LIKE)
         with connect(server, secrets.token_bytes(32)) as other:
             assert other.create(name(), SPEC) == 0  # the share is of one tenant
         cloud.delete(datasets[0])

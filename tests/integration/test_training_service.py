@@ -32,7 +32,7 @@ from delta.errors import (
 )
 from delta.training.cloud import UploadChunk
 from delta.training.cloud_trainer import train_on_releases
-from tests.training_jobs import CLASSES, HELD_OUT, RECORDS, chunks_of, job_spec, manifest_of
+from tests.training_jobs import CLASSES, HELD_OUT, LIKE, RECORDS, chunks_of, job_spec, manifest_of
 from tests.training_servers import (
     LONG,
     RELEASES,
@@ -117,15 +117,15 @@ def test_a_job_outlives_its_process_and_its_server_and_ends_as_if_undisturbed(fi
     model = train_on_releases(SPEC, SOME_SECONDS, RELEASES, device=torch.device("cpu"))
     with connect(finished.server, finished.token) as cloud:
         cloud.create(finished.dataset, SPEC)
-        weights = cloud.fetch(finished.dataset, finished.job)
-        logits = cloud.held_out_logits(finished.dataset, finished.job)
+        weights = cloud.fetch(finished.dataset, finished.job, like=LIKE)
+        logits = cloud.held_out_logits(finished.dataset, finished.job, records=HELD_OUT)
     assert weights_hash(weights) == weights_hash(dict(model.state_dict()))
     assert logits.shape == (HELD_OUT, CLASSES)
 
 
 def test_a_promoted_model_belongs_to_its_tenant_and_outlives_the_server(finished):
     with connect(finished.server, finished.token) as cloud:
-        weights = cloud.fetch(finished.dataset, finished.job)
+        weights = cloud.fetch(finished.dataset, finished.job, like=LIKE)
         manifest = manifest_of(SPEC, SOME_SECONDS, weights_hash=weights_hash(weights), name="ours")
         cloud.promote(finished.dataset, finished.job, manifest)
         cloud.promote(finished.dataset, finished.job, manifest)  # again is no error
@@ -136,7 +136,7 @@ def test_a_promoted_model_belongs_to_its_tenant_and_outlives_the_server(finished
         stranger.start(dataset, job, job_spec())
         assert list(stranger.watch(dataset, job))[-1].state == "done"
         other = manifest_of(
-            SPEC, job_spec(), weights_hash=weights_hash(stranger.fetch(dataset, job)), name="ours"
+            SPEC, job_spec(), weights_hash=weights_hash(stranger.fetch(dataset, job, like=LIKE)), name="ours"
         )
         with pytest.raises(CloudMismatchError, match="'ours' is served here already"):
             stranger.promote(dataset, job, other)
@@ -160,7 +160,7 @@ def test_cancelled_and_deleted_jobs_end_and_so_do_their_processes(server):
         cloud.cancel(dataset, waiting)
         assert [state.state for state in cloud.watch(dataset, waiting)] == ["cancelled"]
         with pytest.raises(CloudTrainingError, match="cancelled"):
-            cloud.fetch(dataset, waiting)
+            cloud.fetch(dataset, waiting, like=LIKE)
         training = events(server, "training")[-1]
         cloud.delete(dataset)
         assert list(states)[-1].state == "cancelled"
@@ -202,7 +202,7 @@ def test_a_job_that_fails_says_why(server):
         last = list(cloud.watch(dataset, job))[-1]
         assert (last.state, last.message) == ("failed", "the model has 4 classes, the data set 3")
         with pytest.raises(CloudError, match="failed"):
-            cloud.held_out_logits(dataset, job)
+            cloud.held_out_logits(dataset, job, records=HELD_OUT)
 
 
 def test_a_full_disk_loses_nothing_and_is_got_over(tmp_path):
@@ -274,6 +274,7 @@ def test_a_server_without_a_store_does_not_train(toy_cloud):
 def test_delta_serve_trains(tmp_path):
     report = tmp_path / "report.json"
     command = [*DELTA, "serve", "--training", str(tmp_path / "store"), "--listen", "127.0.0.1:0"]
+    command += ["--train-job-s", "60", "--train-memory", str(2**36)]
     serve = subprocess.Popen(
         [*command, "--json", str(report)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

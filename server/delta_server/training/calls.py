@@ -26,7 +26,7 @@ from delta_server.training.promoted import Promoted, check_manifest
 from delta_server.training.reading import Reader
 from delta_server.training.result import read_logits, read_weights
 from delta_server.training.runner import Runner, begin_again, end_job
-from delta_server.training.tenants import Tenants
+from delta_server.training.tenants import Tenants, tenant_key
 from delta_server.training.uploading import receive_releases
 
 __all__ = ["Answering", "Calls", "Reading", "Unary"]
@@ -71,9 +71,9 @@ class Calls:
     ) -> None:
         self._config = config
         self._draining = draining
-        self._tenants = Tenants(folder, config)
-        self._runner, self._sessions = Runner(config, self._tenants.check_share), Sessions(config)
         self._promoted = Promoted(folder / "promoted", models, config, message_bytes=message_bytes)
+        self._tenants = Tenants(folder, config, self._promoted)
+        self._runner, self._sessions = Runner(config, self._tenants.check_share), Sessions(config)
         self._promoted.load()
         self.unary: dict[str, Unary] = {
             "CreateDataset": self._create,
@@ -91,6 +91,10 @@ class Calls:
             "UploadReleases": self._upload,
             "TrainInteractively": self._interact,
         }
+
+    def bearer(self, token: bytes) -> str:
+        """Whose share of the streams a call takes: its tenant's, or that of all who have no data set here."""
+        return tenant_key(token) if self._tenants.knows(token) else ""
 
     def resume(self) -> None:
         """Go on with every one-shot job that was started and has not ended, the oldest first."""
@@ -240,11 +244,14 @@ class Calls:
     async def _promote(self, token: bytes, raw: bytes) -> bytes:
         request: wire.PromoteCheckpointRequest = parse(wire.PromoteCheckpointRequest, raw)
         owner, name = _names(request.protocol_version, request.name)
+        if not request.manifest:
+            return await self._withdraw(token, owner, name)
         manifest = wire.decode_spec(Manifest, request.manifest, what="manifest")
         dataset, job = self._tenants.job(token, owner, name)
         check_manifest(manifest, dataset, job, job.result())
         async with self._tenants.changing(token):
             tenant = self._tenants.tenant(token)
+            await asyncio.to_thread(self._tenants.check_model, tenant, manifest.name)
             fresh = self._promoted.claim(tenant, manifest.name)
             try:
                 hosted = await asyncio.to_thread(self._promoted.make, tenant, manifest, job)
@@ -254,6 +261,12 @@ class Calls:
                 raise
             self._promoted.serve(hosted)
         event("promoted", tenant=tenant.label, model=manifest.name)
+        return wire.PromoteCheckpointResponse().SerializeToString()
+
+    async def _withdraw(self, token: bytes, owner: str, name: str) -> bytes:
+        async with self._tenants.changing(token):
+            found = self._promoted.withdraw(tenant_key(token), owner, name)
+        event("withdrawn", tenant=tenant_key(token)[:8], models=found)
         return wire.PromoteCheckpointResponse().SerializeToString()
 
     async def _interact(self, token: bytes, reader: Reader, context: Context) -> None:

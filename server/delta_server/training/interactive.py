@@ -32,6 +32,7 @@ class Sessions:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._places: set[Job] = set()
         self._open: dict[Job, Worker] = {}
 
     async def serve(self, job: Job, step: int, reader: Reader, context: Context) -> None:
@@ -55,8 +56,10 @@ class Sessions:
             raise CloudOverloadedError("the job has an open session already; end that one first") from None
         try:
             self._check(job)
+            self._places.add(job)
             await self._run(job, step, reader, context)
         finally:
+            self._places.discard(job)
             job.session.release()
 
     async def stop(self, job: Job) -> None:
@@ -72,9 +75,13 @@ class Sessions:
     def _check(self, job: Job) -> None:
         if job.state.state in ("failed", "cancelled"):
             raise CloudTrainingError(f"the job is {job.state.state}; start another one")
-        if len(self._open) >= self._config.train_sessions:
+        if len(self._places) >= self._config.train_sessions:
             raise CloudOverloadedError(
                 f"{self._config.train_sessions} interactive trainings are open already; try again later"
+            )
+        if sum(other.tenant == job.tenant for other in self._places) >= self._config.sessions_each:
+            raise CloudOverloadedError(
+                f"this tenant has {self._config.sessions_each} interactive trainings open already; end one first"
             )
 
     async def _run(self, job: Job, step: int, reader: Reader, context: Context) -> None:

@@ -68,6 +68,11 @@ class Job:
         return self._state.state in FINAL
 
     @property
+    def tenant(self) -> str:
+        """Key of the tenant whose job it is."""
+        return self.folder.parents[2].name
+
+    @property
     def interactive(self) -> bool:
         """Whether the private side sends each batch."""
         return self.spec.steps is not None

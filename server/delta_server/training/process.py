@@ -63,6 +63,8 @@ class Worker:
         command = [sys.executable, "-m", f"delta_server.training.{module}"]
         command += ["--job", str(folder), "--device", config.device]
         command += ["--threads", str(config.threads)] if config.threads is not None else []
+        if config.train_memory is not None and config.device == "cpu":  # CUDA maps far more than it uses
+            command += ["--memory", str(config.train_memory)]
         command += [part for target in sorted(config.allow) for part in ("--allow", target)]
         ranks = Ranks.start([*command, *options], folder, size=processes)
         output = asyncio.StreamReader(limit=_LINE_BYTES)

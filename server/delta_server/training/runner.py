@@ -1,4 +1,4 @@
-"""Runs jobs one after the other, each in a process of its own, so that serving goes on undisturbed."""
+"""Runs jobs as tenants take turns, each in processes of its own, so that serving goes on undisturbed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from delta_server.log import event
 from delta_server.training.jobs import Job
 from delta_server.training.process import Worker
 from delta_server.training.result import read_result
+from delta_server.training.turns import Turns
 
 __all__ = ["Runner", "begin_again", "end_job"]
 
@@ -62,7 +63,7 @@ class Runner:
     def __init__(self, config: ServerConfig, check_share: Callable[[Path], None]) -> None:
         self._config = config
         self._check_share = check_share
-        self._slots = asyncio.Semaphore(config.train_jobs)
+        self._turns = Turns(config.train_jobs)
         self._tasks: dict[Job, asyncio.Task[None]] = {}
 
     def submit(self, job: Job) -> None:
@@ -89,7 +90,7 @@ class Runner:
             await asyncio.wait(tasks)
 
     async def _train(self, job: Job) -> None:
-        async with self._slots:
+        async with self._turns.turn(job.tenant):
             try:
                 await asyncio.to_thread(self._check_share, job.folder)
                 async with asyncio.timeout(self._config.train_job_s):
@@ -119,7 +120,7 @@ class Runner:
             worker = await Worker.start(
                 "worker", job.folder, self._config, processes=self._config.train_workers
             )
-            event("training", pid=worker.pids[0], pids=worker.pids, attempt=attempt)
+            event("training", pid=worker.pids[0], attempt=attempt, processes=len(worker.pids))
             try:
                 failure = await _follow(job, worker)
                 status = await worker.ended()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ class TrainingService:
     def __init__(self, config: ServerConfig, models: ModelStore) -> None:
         self._config = config
         self._draining = asyncio.Event()
-        self._open = 0
+        self._open: Counter[str] = Counter()
         self._changes: set[asyncio.Task[Any]] = set()
         self._calls: Calls | None = None
         if config.training is not None:
@@ -95,7 +96,7 @@ class TrainingService:
             async def run() -> None:
                 calls, token = self._admit(context)
                 call: Answering = calls.answering[name]
-                with self._stream():
+                with self._stream(calls.bearer(token)):
                     await call(token, raw, context)
 
             await guarded(context, run)
@@ -107,7 +108,7 @@ class TrainingService:
             async def run() -> bytes | None:
                 calls, token = self._admit(context)
                 call: Reading = calls.reading[name]
-                with self._stream():
+                with self._stream(calls.bearer(token)):
                     reader = Reader(context, self._draining)
                     try:
                         return await call(token, reader, context)
@@ -126,13 +127,19 @@ class TrainingService:
         return self._calls, token_of(context.invocation_metadata())
 
     @contextmanager
-    def _stream(self) -> Iterator[None]:
-        if self._open >= self._config.max_streams:
+    def _stream(self, bearer: str) -> Iterator[None]:
+        if self._open.total() >= self._config.max_streams:
             raise CloudOverloadedError(
                 f"{self._config.max_streams} training streams are open already; connect again later"
             )
-        self._open += 1
+        if self._open[bearer] >= self._config.streams_each:
+            raise CloudOverloadedError(
+                f"this tenant has {self._config.streams_each} training streams open already; end one first"
+            )
+        self._open[bearer] += 1
         try:
             yield
         finally:
-            self._open -= 1
+            self._open[bearer] -= 1
+            if not self._open[bearer]:
+                del self._open[bearer]

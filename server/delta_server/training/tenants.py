@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -37,9 +38,11 @@ from delta_server.config import ServerConfig
 from delta_server.log import event
 from delta_server.training.datasets import NAME, Dataset, Tenant, children, promised_bytes, read_dataset
 from delta_server.training.jobs import SPEC, Job, read_job
+from delta_server.training.promoted import Promoted
 
-__all__ = ["Tenants"]
+__all__ = ["Tenants", "tenant_key"]
 
+_INPUT_ELEMENTS, _IR_ELEMENTS = 2**24, 2**26  # of one record: what a worker must hold for each of a batch
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,13 +52,15 @@ class Tenants:
     Args:
         folder: of the store; made if it is absent.
         config: its limits.
+        promoted: its promoted models, whose owners are tenants, too.
 
     Raises:
         ConfigError: it cannot be used, or another server holds it.
     """
 
-    def __init__(self, folder: Path, config: ServerConfig) -> None:
+    def __init__(self, folder: Path, config: ServerConfig, promoted: Promoted) -> None:
         self._folder = folder
+        self._promoted = promoted
         self._config = config
         self._tenants: dict[str, Tenant] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -84,11 +89,15 @@ class Tenants:
 
     def changing(self, token: bytes) -> asyncio.Lock:
         """Held by whoever changes which data sets, jobs and models the tenant of a token has."""
-        key = _key(token)
+        key = tenant_key(token)
         lock = self._locks.get(key)
         if lock is None:  # it lives as long as somebody holds it or waits for it
             lock = self._locks[key] = asyncio.Lock()
         return lock
+
+    def knows(self, token: bytes) -> bool:
+        """Whether the tenant of a token has data sets here."""
+        return tenant_key(token) in self._tenants
 
     def tenant(self, token: bytes) -> Tenant:
         """The tenant of a token, who has data sets here.
@@ -96,7 +105,7 @@ class Tenants:
         Raises:
             CloudDeniedError: there is none.
         """
-        found = self._tenants.get(_key(token))
+        found = self._tenants.get(tenant_key(token))
         if found is None:
             raise _absent("data set")
         return found
@@ -107,11 +116,12 @@ class Tenants:
         Raises:
             CloudOverloadedError: there are as many as there may be.
         """
-        key = _key(token)
+        key = tenant_key(token)
         if key not in self._tenants:
-            if len(self._tenants) >= self._config.tenants:
+            others = (self._tenants.keys() | self._promoted.owners) - {key}
+            if len(others) >= self._config.tenants:
                 raise CloudOverloadedError(
-                    f"{self._config.tenants} tenants have data sets here already; ask the operator for room"
+                    f"{self._config.tenants} tenants have data sets or models here already; ask the operator for room"
                 )
             self._tenants[key] = Tenant(key, self._folder / "tenants" / key)
         return self._tenants[key]
@@ -213,11 +223,24 @@ class Tenants:
             CloudStorageError: it is full.
         """
         tenant = self._tenants.get(folder.parents[2].name)
-        taken = tenant.taken(besides=folder) if tenant is not None else 0
+        taken = self._taken(tenant, job=folder) if tenant is not None else 0
         if taken >= self._config.tenant_bytes:
             raise CloudStorageError(
                 f"this tenant's data sets and jobs take {taken} of {self._config.tenant_bytes} bytes; delete a "
                 "data set, then start the job again"
+            )
+
+    def check_model(self, tenant: Tenant, name: str) -> None:
+        """Refuse to promote under a name while the tenant's share is full without that model; works on the disk.
+
+        Raises:
+            CloudStorageError: it is full.
+        """
+        taken = self._taken(tenant, model=name)
+        if taken >= self._config.tenant_bytes:
+            raise CloudStorageError(
+                f"this tenant's data sets, jobs and models take {taken} of {self._config.tenant_bytes} bytes; delete "
+                "a data set or withdraw a model first"
             )
 
     def remove(self, tenant: Tenant, dataset: Dataset) -> None:
@@ -240,18 +263,29 @@ class Tenants:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _check_room(self, tenant: Tenant, spec: DatasetSpec) -> None:
+        for what, sizes, most in (
+            ("input", spec.release.input.shape, _INPUT_ELEMENTS),
+            ("ir_shape", spec.release.ir_shape, _IR_ELEMENTS),
+        ):
+            if min(sizes) < 1 or math.prod(sizes) > most:
+                raise RequestError(
+                    f"{what} {tuple(sizes)}: sizes must be at least 1, and come to at most {most} elements here"
+                )
         shape = spec.release.message.shape
         if min(shape) < 1 or spec.release.payload_bytes > UPLOAD_BYTES:
             raise RequestError(
                 f"a release of shape {tuple(shape)} cannot be stored; its sizes must be at least 1 and its bits "
                 f"at most {UPLOAD_BYTES} bytes"
             )
-        needed, taken = promised_bytes(spec), tenant.taken()
+        needed, taken = promised_bytes(spec), self._taken(tenant)
         if taken + needed > self._config.tenant_bytes:
             raise CloudStorageError(
                 f"the data set needs {needed} bytes, and {max(0, self._config.tenant_bytes - taken)} of "
                 f"{self._config.tenant_bytes} are left to this tenant; delete another one first"
             )
+
+    def _taken(self, tenant: Tenant, *, job: Path | None = None, model: str = "") -> int:
+        return tenant.taken(besides=job) + self._promoted.taken(tenant.key, besides=model)
 
     def _load(self) -> None:
         shutil.rmtree(self._folder / "trash", ignore_errors=True)
@@ -267,7 +301,8 @@ class Tenants:
                 self._tenants[tenant.key] = tenant
 
 
-def _key(token: bytes) -> str:
+def tenant_key(token: bytes) -> str:
+    """What names a tenant here: SHA-256 in hex of the token."""
     return hashlib.sha256(token).hexdigest()
 
 

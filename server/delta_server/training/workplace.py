@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import resource
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +28,9 @@ from delta_server.log import event
 from delta_server.training.jobs import CHECKPOINTS, SPEC
 
 __all__ = ["Workplace", "end_with_input", "explained", "own_output"]
+
+_NO_MEMORY = "can't allocate memory"  # what torch's allocator of the CPU says in a RuntimeError
+_OOM_SCORE = "500"  # of 1000: the system that runs out of memory ends a job before it ends the server
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,12 @@ class Workplace:
         parser.add_argument("--device", default="cpu")
         parser.add_argument("--threads", type=int)
         parser.add_argument("--allow", action="append", default=[])
+        parser.add_argument("--memory", type=int)
         parser.add_argument("--step", type=int, default=0)
         options = parser.parse_args(arguments)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        _yield_memory(options.memory)
         folder: Path = options.job
         return cls(
             folder=folder,
@@ -125,6 +132,16 @@ def explained(error: BaseException, target: str) -> str:
         return "the job's state cannot be stored, or read again; the cloud's operator must make room"
     if isinstance(error, DeltaError):
         return public_text(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in str(error):
         return "the cloud has not enough memory for this job; take a smaller batch or model"
     return "the training failed; see the cloud's log"
+
+
+def _yield_memory(most_bytes: int | None) -> None:
+    """Stand before the server where memory is short, and map no more than so many bytes."""
+    with suppress(OSError):  # a system without such scores
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+    if most_bytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
