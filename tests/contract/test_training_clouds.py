@@ -570,7 +570,8 @@ def test_an_interactive_job_goes_on_from_its_checkpoints_alone(exchanged):
     assert weights_hash(cloud.fetch(dataset, job, like=LIKE)) == weights_hash(exchanged.weights)
 
 
-def test_one_session_of_a_job_at_a_time(cloud):
+def test_one_session_of_a_job_at_a_time(training_cloud):
+    cloud = training_cloud
     dataset, job, spec = created(cloud), name(), job_spec(steps=1)
     with cloud.interact(dataset, job, spec) as first, pytest.raises(CloudOverloadedError):
         cloud.interact(dataset, job, spec).__enter__()

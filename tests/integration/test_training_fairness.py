@@ -64,6 +64,7 @@ def test_tenants_jobs_take_turns(tmp_path):
             greedy.cancel(dataset, jobs[1])
 
 
+@pytest.mark.slow
 def test_one_tenant_opens_half_of_the_interactive_trainings(tmp_path):
     config = ServerConfig(training=tmp_path, train_sessions=2, threads=1)
     with ServerThread(config) as server, impatient(server, bytes(32)) as greedy:

@@ -48,6 +48,7 @@ def served(server):
     return sorted(model.binding.model for model in list_models(server.address))
 
 
+@pytest.mark.slow
 def test_models_are_limited_over_all_tenants_and_a_withdrawn_one_makes_room(tmp_path):
     config = ServerConfig(training=tmp_path, promoted_models=2, tenants=2, threads=1)
     first, second = secrets.token_bytes(32), secrets.token_bytes(32)
@@ -97,6 +98,7 @@ def test_models_count_in_their_tenants_share_when_their_data_sets_are_gone(tmp_p
             cloud.create(name(), SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["manifest", "owner"])
 def test_a_model_that_cannot_be_served_keeps_its_name_and_its_owner(tmp_path, fault):
     config = ServerConfig(training=tmp_path / "store", threads=1)

@@ -155,6 +155,7 @@ def test_an_endless_job_is_ended_and_the_next_one_gets_its_turn(tmp_path):
             assert_ended(pid)
 
 
+@pytest.mark.slow
 def test_what_jobs_leave_counts_in_the_tenants_share(tmp_path):
     """A job that begins in a share with room may outgrow it; none begins in a full one, until there is room."""
     full = 2 * promised_bytes(SPEC) + WEIGHTS_BYTES

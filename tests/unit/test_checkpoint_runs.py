@@ -102,5 +102,5 @@ def test_another_process_is_kept_out_and_a_forked_child_does_not_take_the_lock_a
 
 def test_a_folder_that_cannot_be_locked_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot be used for checkpoints: .* choose another folder"):
+    with pytest.raises(CheckpointError, match=r"cannot be used: .* choose another folder"):
         small_fit(_store(tmp_path / "file" / "run"), epochs=1)
