@@ -58,6 +58,7 @@ def assert_ended(pid):
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_job_that_met_a_full_disk_goes_on_once_there_is_room(tmp_path):
     token, job = secrets.token_bytes(32), name()
     server = start(tmp_path, env={"DELTA_CHECKPOINT_STEPS": "20"})
