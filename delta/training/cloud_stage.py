@@ -22,14 +22,14 @@ from delta.training.checkpoint import FitStore
 from delta.training.cloud import TrainingCloud
 from delta.training.cloud_trainer import job_model
 from delta.training.config import TrainConfig
-from delta.training.fit import Progress, logits_of, quiet
+from delta.training.fit import Progress, quiet
 from delta.training.fusion import fit_alpha
 from delta.training.inprocess import InProcessTrainingCloud
 from delta.training.interactive import train_interactively
 from delta.training.job_watch import PATIENCE_S
 from delta.training.kept_uploads import kept_uploads
 from delta.training.one_shot import train_one_shot
-from delta.training.private_stage import PrivateStage
+from delta.training.private_stage import PrivateStage, main_logits
 from delta.training.release_stage import architecture_of, build_release
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.task import Mode, Task
@@ -91,13 +91,9 @@ class CloudStage:
     job: tuple[str, str] = ("", "")
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @torch.inference_mode()
     def main_logits(self, x: Tensor) -> Tensor:
         """z_main of preprocessed records, as this stage left the main model: `[n, classes]`."""
-        parts = self.private
-        return logits_of(
-            lambda part: parts.main(parts.decomposer.main_input(parts.decomposer(parts.backbone(part)))), x
-        )
+        return main_logits(self.private.backbone, self.private.decomposer, self.private.main, x)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from delta.training.config import TrainConfig
 from delta.training.fit import Progress, augmented, fit, logits_of, placed, quiet
 from delta.training.small_fit import fit_small
 
-__all__ = ["Labelled", "PrivateStage", "input_spec", "train_private_stage"]
+__all__ = ["Labelled", "PrivateStage", "input_spec", "main_logits", "train_private_stage"]
 
 _SYNTHETIC_IMAGES = 256
 
@@ -73,12 +73,14 @@ class PrivateStage:
     fit: Labelled
     held_out: Labelled
 
-    @torch.inference_mode()
     def main_logits(self, x: Tensor) -> Tensor:
         """z_main of preprocessed records: `[n, classes]`."""
-        return logits_of(
-            lambda part: self.main(self.decomposer.main_input(self.decomposer(self.backbone(part)))), x
-        )
+        return main_logits(self.backbone, self.decomposer, self.main, x)
+
+
+def main_logits(backbone: nn.Module, decomposer: Decomposer, main: nn.Module, x: Tensor) -> Tensor:
+    """z_main of preprocessed records `[n, channels, height, width]`, on the CPU: `[n, classes]`."""
+    return logits_of(lambda part: main(decomposer.main_input(decomposer(backbone(part)))), x)
 
 
 class MainPath(nn.Module):
