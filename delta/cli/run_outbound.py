@@ -70,7 +70,9 @@ class Outbound:
         """What came of it, a line each."""
         found = []
         if self.promoted:
-            found.append(f"the cloud serves the model as {self._run.name!r} from now on, also once forgotten")
+            found.append(
+                f"the cloud serves the model as {self._run.name!r} from now on, also after its data set is deleted"
+            )
         elif self.public_accuracy is not None:
             found.append(
                 f"the cloud does not serve the model: {self.public_accuracy:.1f} % on the public records is below "
