@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -200,6 +200,21 @@ def _check_address(address: str | None, workers: int | None, mode: str) -> None:
         raise ConfigError("--workers is of a cloud started here; give it to `delta serve --train-workers`")
 
 
+def _ask(training: GrpcTrainingCloud, run: RunConfig, parts: Parts) -> None:
+    """Learn before any work whether the cloud is there, trains, and allows the model: start a job of no data set.
+
+    Raises:
+        CloudError: it is absent, does not train, or does not allow the model's code.
+    """
+    from delta.errors import CloudDeniedError
+    from delta.training.release_stage import architecture_of
+    from delta.training.spec import JobSpec
+
+    nothing = "0" * 32
+    with suppress(CloudDeniedError):  # there is no such data set
+        training.start(nothing, nothing, JobSpec(architecture=architecture_of(parts), fit=run.cloud_fit))
+
+
 @contextmanager
 def _cloud(
     run: RunConfig,
@@ -216,9 +231,7 @@ def _cloud(
     token = TenantToken.at(folder.token)
     if address is not None:
         with GrpcTrainingCloud(address, token.for_cloud(address)) as training:
-            training.delete(
-                "0" * 32
-            )  # of none: a cloud that is absent or does not train shows before any work
+            _ask(training, run, parts)
             yield training
         return
     allow = [parts.architecture.target] if parts.architecture is not None else []

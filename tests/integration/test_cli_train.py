@@ -249,7 +249,7 @@ def test_what_another_cloud_is_told_opens_nothing_here(run, cloud, tmp_path):
     token = TenantToken.at(out / "tenant.token").for_cloud(cloud.address)
     with GrpcTrainingCloud(cloud.address, token) as ours:
         ours.create(dataset, dataset_spec())
-        with Cloud(DeleteDataset=lambda raw, context: GARBAGE) as other:
+        with Cloud(StartTraining=lambda raw, context: GARBAGE) as other:
             done = run("train", "--config", config, "--out", out, "--cloud", other.address)
             fails(done, CloudAnswerError, "no message of the protocol")
             (told,) = other.tokens

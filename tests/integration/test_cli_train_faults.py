@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from delta_server.app import ServerThread
+from delta_server.config import ServerConfig
 from safetensors.torch import save_file
 
 from delta.errors import (
     CheckpointError,
+    CloudMismatchError,
     CloudUnavailableError,
     ConfigError,
     DataError,
@@ -22,7 +25,7 @@ from delta.errors import (
 from delta.models import resnet_small
 from tests.commands import fails
 from tests.own_target import make_home, save_weights, write_own_config
-from tests.tiny_runs import settings, write_config
+from tests.tiny_runs import entered, settings, write_config
 
 
 @pytest.fixture
@@ -104,6 +107,17 @@ def test_a_cloud_that_is_not_there_shows_before_any_work(run, free_port, tmp_pat
     config = write_config(tmp_path / "run.yaml")
     done = run("train", "--config", config, "--out", tmp_path / "out", "--cloud", f"127.0.0.1:{free_port}")
     fails(done, CloudUnavailableError, f"127.0.0.1:{free_port}")
+
+
+def test_a_cloud_that_does_not_allow_the_model_says_so_before_any_work(run, home, tmp_path, monkeypatch):
+    """Before anything is released, too."""
+    monkeypatch.chdir(home)
+    config, out = write_own_config(tmp_path / "run.yaml", home), tmp_path / "out"
+    with ServerThread(ServerConfig(bundles=(), training=tmp_path / "store")) as cloud:
+        done = run("train", "--config", config, "--out", out, "--cloud", cloud.address)
+        fails(done, CloudMismatchError, "mymodel:Net", "--allow mymodel:Net")
+    assert not (out / "releases").exists()
+    assert entered(out) == []
 
 
 def test_a_folder_of_another_run_is_left_alone(run, free_port, tmp_path):

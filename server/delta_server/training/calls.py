@@ -169,6 +169,7 @@ class Calls:
         spec = wire.decode_spec(JobSpec, request.spec, what="job")
         if spec.steps is not None:
             raise RequestError("a job with `steps` is interactive; open it with TrainInteractively")
+        self._check_target(spec)  # first of all: who asks about no data set learns before an upload
         dataset = self._tenants.dataset(token, owner)
         job = dataset.jobs.get(name)
         if job is None:
@@ -185,18 +186,21 @@ class Calls:
 
     async def _enter(self, token: bytes, owner: str, name: str, spec: JobSpec) -> Job:
         """A job of the tenant, entered if it is new, and begun again if it failed."""
-        target = spec.architecture.target
-        if target not in OURS and target not in self._config.allow:
-            raise CloudMismatchError(
-                f"target {target!r} is not one of Delta's own and not allowed at this cloud; ask its operator "
-                f"for --allow {target}"
-            )
+        self._check_target(spec)
         async with self._tenants.changing(token):
             dataset = self._tenants.dataset(token, owner)
             job = await asyncio.to_thread(self._tenants.start, dataset, name, spec)
             if job.state.state == "failed":
                 await begin_again(job)
             return job
+
+    def _check_target(self, spec: JobSpec) -> None:
+        target = spec.architecture.target
+        if target not in OURS and target not in self._config.allow:
+            raise CloudMismatchError(
+                f"target {target!r} is not one of Delta's own and not allowed at this cloud; ask its operator "
+                f"for --allow {target}"
+            )
 
     async def _watch(self, token: bytes, raw: bytes, context: Context) -> None:
         request: wire.WatchTrainingRequest = parse(wire.WatchTrainingRequest, raw)
