@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from delta.errors import ModelError
 from delta.models.modes import evaluating
 
-__all__ = ["count_macs", "count_params", "dct_macs", "decomposition_macs", "macs_by_module", "svd_macs"]
+if TYPE_CHECKING:
+    from delta.decomposition.decomposer import Decomposer
+
+__all__ = [
+    "count_macs",
+    "count_params",
+    "dct_macs",
+    "decomposition_macs",
+    "front_macs",
+    "macs_by_module",
+    "svd_macs",
+]
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -72,6 +83,34 @@ def dct_macs(*, ir_shape: tuple[int, int, int], rank: int, block: int) -> int:
     """The slides' convention for the DCT: two M³ products a block and channel, r·(h/M)·(w/M)·2·M³."""
     _, h, w = ir_shape
     return rank * (h // block) * (w // block) * 2 * block**3
+
+
+def front_macs(
+    backbone: nn.Module,
+    decomposer: Decomposer,
+    record: Tensor,
+    *,
+    k: int,
+    offload: Literal["residual", "principal"] = "residual",
+) -> int:
+    """What stands in front of a main model, per record: backbone, decomposition and message map.
+
+    Args:
+        backbone: φ.
+        decomposer: behind it.
+        record: one preprocessed record, `[1, channels, height, width]`.
+        k: channels of the message.
+        offload: the stream that feeds the message.
+    """
+    return count_macs(backbone, record) + decomposition_macs(
+        ir_shape=decomposer.ir_shape,
+        rank=decomposer.rank,
+        block=decomposer.block,
+        keep=decomposer.keep,
+        basis=decomposer.kind,
+        k=k,
+        offload=offload,
+    )
 
 
 def decomposition_macs(

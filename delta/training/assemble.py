@@ -7,7 +7,7 @@ import torch
 from delta.bundle.manifest import Manifest, PrivateFacts
 from delta.bundle.store import Bundle, weights_hash
 from delta.methods.delta.parts import PrivateParts
-from delta.models.macs import count_macs, decomposition_macs
+from delta.models.macs import count_macs, front_macs
 from delta.models.private_path import private_peak
 from delta.release.config import ReleaseConfig
 from delta.training.cloud_stage import CloudStage
@@ -79,16 +79,11 @@ def assemble_bundle(
 
 def _private_macs(parts: PrivateParts, release: ReleaseConfig) -> int:
     """Backbone, decomposition, message and main model, for one record."""
-    return (
-        count_macs(parts.backbone, torch.zeros(1, *release.input.shape))
-        + decomposition_macs(
-            ir_shape=release.ir_shape,
-            rank=release.basis.rank,
-            block=release.crop.block,
-            keep=release.crop.keep,
-            basis=release.basis.kind,
-            k=release.message.shape[0],
-            offload=release.offload,
-        )
-        + count_macs(parts.main, torch.zeros(1, *parts.decomposer.main_shape))
+    front = front_macs(
+        parts.backbone,
+        parts.decomposer,
+        torch.zeros(1, *release.input.shape),
+        k=release.message.shape[0],
+        offload=release.offload,
     )
+    return front + count_macs(parts.main, torch.zeros(1, *parts.decomposer.main_shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -192,11 +192,13 @@ def train_cloud_stage(
     fresh = job_model(task.dataset, task.job, allowed={architecture.target})
     model = _fetched(cloud.fetch(*outcome.names, like=fresh.state_dict()), fresh)
     ended = time.perf_counter()
-    result = CloudStage(
-        private=outcome.parts,
+    private = outcome.parts
+    z_main = main_logits(private.backbone, private.decomposer, private.main, stage.held_out.x)
+    return CloudStage(
+        private=private,
         release=release,
         cloud=model,
-        fusion=Fusion(config.fusion, 1.0, config.alpha_max, config.logit_bound),
+        fusion=fit_fusion(config, z_main, outcome.held_out, stage.held_out.y),
         held_out_bits=_held_out_bits(uploads, stage),
         releases=len(uploads),
         debited=debited,
@@ -211,8 +213,6 @@ def train_cloud_stage(
             "cloud": ended - released - outcome.upload_s,
         },
     )
-    z_main = result.main_logits(stage.held_out.x)
-    return replace(result, fusion=fit_fusion(config, z_main, outcome.held_out, stage.held_out.y))
 
 
 def _debit(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from delta.errors import ModelError
-from delta.models.macs import count_macs, decomposition_macs
+from delta.models.macs import count_macs, front_macs
 from delta.models.main_model import build_main
 from delta.training.checkpoint import FitStore
 from delta.training.config import TrainConfig
@@ -63,14 +63,8 @@ def train_main_only(
     """
     found: list[tuple[float, MainOnly]] = []
     decomposer = stage.decomposer
-    principal_macs = count_macs(stage.backbone, stage.fit.x[:1]) + decomposition_macs(
-        ir_shape=decomposer.ir_shape,
-        rank=decomposer.rank,
-        block=decomposer.block,
-        keep=decomposer.keep,
-        basis=decomposer.kind,
-        k=decomposer.rank,
-        offload="principal",
+    principal_macs = front_macs(
+        stage.backbone, decomposer, stage.fit.x[:1], k=decomposer.rank, offload="principal"
     )
     fronts: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         "image": (lambda x: x, 0),

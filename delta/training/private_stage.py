@@ -16,7 +16,7 @@ from delta.device import device_of
 from delta.errors import ConfigError, ModelError
 from delta.models.crop import crop_for
 from delta.models.fixed_stem import FixedStem
-from delta.models.macs import count_macs, decomposition_macs
+from delta.models.macs import count_macs, front_macs
 from delta.models.main_model import build_main, light_budget
 from delta.models.splitting import Parts
 from delta.release.config import InputSpec, Provenance
@@ -200,15 +200,7 @@ def _main_budget(parts: Parts, config: TrainConfig, decomposer: Decomposer) -> i
     record = torch.zeros(1, *parts.input_shape)
     if config.main.private_macs is not None:
         backbone = _fixed_stem(parts) if config.backbone == "fixed" else parts.backbone
-        spent = count_macs(backbone, record) + decomposition_macs(
-            ir_shape=decomposer.ir_shape,
-            rank=decomposer.rank,
-            block=decomposer.block,
-            keep=decomposer.keep,
-            basis=decomposer.kind,
-            k=config.channels or 1,
-            offload=config.offload,
-        )
+        spent = front_macs(backbone, decomposer, record, k=config.channels or 1, offload=config.offload)
         left = config.main.private_macs - spent
         if left < 1:
             raise ModelError(
