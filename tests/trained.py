@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from delta.bundle.store import Bundle
 from delta.data.embedded import load_embedded
 from delta.data.records import Dataset, DataSplits
+from delta.methods.whole import WholeModel
 from delta.models.splitting import Parts, split
 from delta.release.noise import NoiseKey
 from delta.training.api import lineage_of
@@ -92,6 +93,17 @@ class Trained:
     def x(self) -> Tensor:
         """Test records `[100, 1, 16, 16]`."""
         return self.test.x
+
+    @property
+    def whole(self) -> WholeModel:
+        """The trained whole model, with records to calibrate on."""
+        return WholeModel.of(
+            self.private.split.model,
+            input=self.private.input,
+            class_names=self.data.train.class_names,
+            name="tiny",
+            calibration=self.private.fit.x[:64],
+        )
 
 
 def train_all(data: DataSplits) -> Trained:

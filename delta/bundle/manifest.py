@@ -140,3 +140,22 @@ class PrivateFacts(Strict):
     cloud_macs: int = Field(ge=0)
     peak_private_bytes: int = Field(ge=0)
     figures: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def without_fusion(
+        cls,
+        *,
+        weights_hash: str,
+        private_macs: int,
+        cloud_macs: int,
+        peak_private_bytes: int,
+        **fields: Any,  # noqa: ANN401
+    ) -> Self:
+        """The facts of a method that fuses nothing: the cloud's logits are the answer, or there are none."""
+        fusion = {"fusion": "sum", "alpha": 1.0, "alpha_max": 1.0, "main": {}}
+        counts = {
+            "private_macs": private_macs,
+            "cloud_macs": cloud_macs,
+            "peak_private_bytes": peak_private_bytes,
+        }
+        return cls(**{**fusion, **counts, "weights_hash": weights_hash, **fields})

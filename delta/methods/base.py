@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from delta.errors import TrainingUnsupportedError
+from delta.errors import MethodError, TrainingUnsupportedError
 from delta.release.ids import RecordIds
 
 if TYPE_CHECKING:
     from delta.bundle.store import Bundle, CloudPart
     from delta.methods.schema import CloudHalf
+    from delta.methods.whole import WholeModel
     from delta.transport.base import Transport
 
 __all__ = ["Cost", "Method", "MethodFacts", "Prediction", "RecordIds", "StepResult"]
@@ -34,6 +35,9 @@ class MethodFacts:
         protects: what it keeps from the cloud.
         rests_on: what that protection rests on.
         trains: whether `train_step` works.
+        offloads: whether there is a cloud half; a method without one never sends anything.
+        falls_back: whether the private side answers alone where the cloud does not; else `infer` raises
+            `CloudError` then.
     """
 
     name: str
@@ -42,6 +46,8 @@ class MethodFacts:
     protects: tuple[Protected, ...]
     rests_on: tuple[Foundation, ...]
     trains: bool
+    offloads: bool = True
+    falls_back: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,17 @@ class Method(ABC):
     facts: ClassVar[MethodFacts]
 
     @classmethod
+    def bundle_of(cls, model: WholeModel, **settings: Any) -> Bundle:  # noqa: ANN401
+        """A bundle that runs a whole model under this method; `settings` are the method's own.
+
+        Raises:
+            MethodError: the method's bundles are not made from a whole model alone.
+            ModelError: the model has a part that the method cannot run; the text names it.
+            ConfigError: a setting is wrong.
+        """
+        raise MethodError(f"a bundle of method {cls.facts.name!r} is trained, by `delta train`")
+
+    @classmethod
     @abstractmethod
     def cloud_half(
         cls, part: CloudPart, *, device: torch.device, allowed: frozenset[str] = frozenset()
@@ -147,5 +164,19 @@ class Method(ABC):
         """
 
     def train_step(self, x: Tensor, y: Tensor, ids: RecordIds | None = None) -> StepResult:
-        """One training step on records `[n, channels, height, width]` and labels `[n]`."""
+        """One training step on records `[n, channels, height, width]` and labels `[n]`.
+
+        Raises:
+            TrainingUnsupportedError: the method does not train; the text says why.
+            CloudError: a step needs the cloud, and it failed; nothing was updated on this side.
+        """
+        raise TrainingUnsupportedError(f"method {self.facts.name!r} has no training step")
+
+    def trained(self) -> Bundle:
+        """The bundle with the weights as `train_step` has left them.
+
+        Raises:
+            TrainingUnsupportedError: the method does not train.
+            CloudError: the weights are in the cloud, and it failed.
+        """
         raise TrainingUnsupportedError(f"method {self.facts.name!r} has no training step")

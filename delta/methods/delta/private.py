@@ -14,14 +14,6 @@ from delta.bundle.store import Bundle, CloudPart
 from delta.errors import (
     BudgetExceededError,
     BundleError,
-    CloudAnswerError,
-    CloudDeadlineError,
-    CloudError,
-    CloudMismatchError,
-    CloudOverloadedError,
-    CloudUnavailableError,
-    InputError,
-    RequestError,
     TrainingUnsupportedError,
 )
 from delta.methods.base import Cost, Method, MethodFacts, Prediction, StepResult
@@ -29,6 +21,8 @@ from delta.methods.delta.asking import Outcome, ask, outcome_of
 from delta.methods.delta.cloud import DeltaCloud, load_cloud_model
 from delta.methods.delta.fusion import certified_fraction, fuse
 from delta.methods.delta.parts import load_private_parts
+from delta.methods.failures import reason_of
+from delta.methods.records import dense_records
 from delta.methods.registry import register_method
 from delta.methods.schema import CloudHalf
 from delta.privacy.ledger import InMemoryLedger, Ledger
@@ -39,17 +33,6 @@ from delta.release.releaser import Released, Releaser
 from delta.transport.base import Answer, Transport
 
 __all__ = ["DeltaMethod"]
-
-_REASONS: tuple[tuple[type[Exception], str], ...] = (
-    (CloudDeadlineError, "deadline"),
-    (CloudOverloadedError, "overloaded"),
-    (CloudMismatchError, "mismatch"),
-    (CloudAnswerError, "bad-answer"),
-    (CloudUnavailableError, "unreachable"),
-    (CloudError, "unreachable"),
-    (RequestError, "refused"),
-    (BudgetExceededError, "budget"),
-)
 
 
 @register_method
@@ -129,7 +112,7 @@ class DeltaMethod(Method):
         Whether and what is sent depends on the records, their ids, the ledger and whether there is a
         transport: never on a logit (I1).
         """
-        x = self._checked(x)
+        x = dense_records(x, self._input.shape)
         started = time.perf_counter()
         released = self._releaser.release(x, ids)
         requests, refusal = self._send(released)
@@ -147,7 +130,7 @@ class DeltaMethod(Method):
             logits=logits,
             cost=cost,
             used_cloud=z_cloud is not None,
-            reason="" if z_cloud is not None else _reason(failure),
+            reason="" if z_cloud is not None else reason_of(failure),
             detail="" if failure is None else str(failure),
             extras={
                 "z_main": z_main,
@@ -163,21 +146,6 @@ class DeltaMethod(Method):
             "method 'delta' is trained by `delta.train` in two stages: its releases are stored once, "
             "so the cloud model needs no step with the private side"
         )
-
-    def _checked(self, x: Tensor) -> Tensor:
-        """Records in float32, as the modules are; the digest covers that form, so other precisions share it.
-
-        Raises:
-            InputError: another shape, or no dense floating tensor.
-        """
-        fits = x.dim() == 4 and tuple(x.shape[1:]) == self._input.shape and len(x) > 0
-        if not fits or not x.is_floating_point() or x.layout != torch.strided:
-            kind = str(x.dtype).removeprefix("torch.")
-            raise InputError(
-                f"expected floating records [n, {', '.join(map(str, self._input.shape))}], n ≥ 1, "
-                f"got {kind}{list(x.shape)}"
-            )
-        return x.to(torch.float32)
 
     def _send(self, released: Released) -> tuple[list[Future[Answer]], Exception | None]:
         """Debit, then send: a crash in between over-counts, which is the safe side."""
@@ -202,9 +170,3 @@ class DeltaMethod(Method):
             cloud_macs=facts.cloud_macs,
             peak_private_mib=facts.peak_private_bytes / 2**20,
         )
-
-
-def _reason(failure: Exception | None) -> str:
-    if failure is None:
-        return "no-cloud"
-    return next(reason for kind, reason in _REASONS if isinstance(failure, kind))
