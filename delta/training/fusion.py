@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LIKELIHOOD_RATIO", "fit_alpha"]
+__all__ = ["LEVEL", "LIKELIHOOD_RATIO", "fit_alpha", "mcnemar"]
 
 LIKELIHOOD_RATIO = 3.841
 """95 % point of χ² with one degree of freedom: below it a gain may be chance (Wilks 1938)."""
+
+LEVEL = 0.05
+"""Of the test that the fusion gets more records right (McNemar 1947)."""
 
 
 def fit_alpha(
@@ -18,8 +23,9 @@ def fit_alpha(
 
     The likelihood of the labels under softmax(a·z_main + b·clip(z_cloud)) is concave in (a, b); α = b/a at
     its maximum, which calibrates z_main by the way. Where the cloud's term does not raise the likelihood by
-    more than chance would (likelihood ratio, 5 %), or the fusion gets fewer records right than z_main alone,
-    α is 0: the cloud is then of no use.
+    more than chance would (likelihood ratio, 5 %), or the fusion does not get more records right than z_main
+    alone beyond chance (exact test on the records that only one of them gets right, 5 %), α is 0: the cloud is
+    then of no use.
 
     Args:
         z_main: the main model's logits on held-out records, `[n, classes]`.
@@ -37,9 +43,16 @@ def fit_alpha(
     if b <= 0 or 2 * (alone - both) <= LIKELIHOOD_RATIO:
         return 0.0
     alpha = alpha_max if a <= 0 else min(b / a, alpha_max)
-    right_alone = (main.argmax(1) == labels).sum()
-    right_fused = ((main + alpha * cloud).argmax(1) == labels).sum()
-    return alpha if right_fused >= right_alone else 0.0
+    right_alone = main.argmax(1) == labels
+    right_fused = (main + alpha * cloud).argmax(1) == labels
+    gained, lost = int((right_fused & ~right_alone).sum()), int((right_alone & ~right_fused).sum())
+    return alpha if mcnemar(gained, lost) <= LEVEL else 0.0
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """P(at least `gained` of `gained + lost` fair coins fall heads): McNemar's exact test, one-sided."""
+    total = gained + lost
+    return sum(math.comb(total, heads) for heads in range(gained, total + 1)) / 2**total
 
 
 def _newton(features: Tensor, labels: Tensor, *, steps: int) -> tuple[float, Tensor]:
