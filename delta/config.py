@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delta.errors import ConfigError
 
-__all__ = ["Strict", "canonical_hash", "explain", "read_yaml"]
+__all__ = ["Strict", "canonical_hash", "explain", "read_change", "read_yaml"]
 
 
 def canonical_hash(value: Any) -> str:  # noqa: ANN401
@@ -32,6 +32,21 @@ def explain(error: ValidationError) -> str:
         )
         faults.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(faults)
+
+
+def read_change(change: str, *, option: str = "--set") -> tuple[list[str], Any]:
+    """`outer.inner=value`, the value in YAML → the keys, and the value.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    keys, equals, text = change.partition("=")
+    if not equals or not all(keys.split(".")):
+        raise ConfigError(f"{option} {change!r} is no change; write key=value, such as noise={{epsilon: 8}}")
+    try:
+        return keys.split("."), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{option} {change!r}: {text!r} is not YAML") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

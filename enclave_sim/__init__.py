@@ -1,1 +1,1 @@
-"""The simulated TEE. It will hold measurement, evidence, sealing and a cost model; it imports nothing of ours."""
+"""The simulated TEE: its cost model; measurement, evidence and sealing are to come. It imports nothing of ours."""

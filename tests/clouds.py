@@ -216,11 +216,20 @@ def _failing(error: Exception) -> Script:
     return lambda number, op, tensors: error
 
 
+def spoilt(t: Tensor, value: float) -> Tensor:
+    """The tensor full of a value that is not finite; of integers: of their largest."""
+    return torch.full_like(t, value if t.is_floating_point() else torch.iinfo(t.dtype).max)
+
+
+def _one_spoilt(t: Tensor) -> Tensor:
+    return torch.cat([spoilt(t[..., :1], torch.inf), t[..., 1:]], dim=-1)
+
+
 def hostile_clouds(half: CloudHalf) -> dict[str, Script]:
     """Every way to misbehave that this suite knows, by name."""
     return {
-        "NaN": _tampered(half, lambda t: t.fill_(torch.nan)),
-        "one infinity": _tampered(half, lambda t: t.index_fill(-1, torch.tensor([0]), torch.inf)),
+        "NaN": _tampered(half, lambda t: spoilt(t, torch.nan)),
+        "one infinity": _tampered(half, _one_spoilt),
         "huge": _tampered(half, lambda t: t * 1e30),
         "reversed": _tampered(half, lambda t: -t),
         "garbage": _tampered(half, lambda t: torch.empty_like(t).random_(-9, 9)),

@@ -16,6 +16,7 @@ from delta.methods.registry import method_class
 from delta.methods.schema import CloudHalf
 from delta.methods.stepping import StepPlan
 from delta.release.noise import NoiseKey
+from tests.he_digits import square_digits
 from tests.trained import Trained
 
 CPU = torch.device("cpu")
@@ -60,6 +61,11 @@ def _delta(trained: Trained, name: str) -> Case:
     return Case(trained.bundles[name], trained.x[:4], lambda: {"key": NoiseKey(bytes(range(32)))})
 
 
+def _encrypted(trained: Trained) -> Bundle:
+    """A network that runs encrypted from end to end: the whole model of the others cannot."""
+    return method_class("he").bundle_of(square_digits(trained))
+
+
 _CASES: dict[str, Callable[[Trained], Case]] = {
     "delta-none": lambda t: _delta(t, "none"),
     "delta-noise": lambda t: _delta(t, "noise"),
@@ -68,7 +74,21 @@ _CASES: dict[str, Callable[[Trained], Case]] = {
     "toy": lambda t: Case(toy.toy_bundle(), torch.arange(4 * 16, dtype=torch.float32).reshape(4, 1, 1, 16)),
     "private-only": lambda t: Case(_whole("private-only", t), t.x[:4], lambda: {"plan": PLAN}),
     "main-only": lambda t: Case(_whole("main-only", t), t.x[:4], lambda: {"plan": PLAN}),
+    "slalom": lambda t: Case(_whole("slalom", t), t.x[:4]),
     "cloud-only": lambda t: Case(_whole("cloud-only", t, plan=PLAN), t.x[:4]),
+    "he": lambda t: Case(_encrypted(t), t.x[:4], tolerance=2e-3, deadline_s=60.0),
+    "he-last-layer": lambda t: Case(
+        _whole("he", t, mode="last-layer"), t.x[:4], tolerance=2e-2, deadline_s=60.0
+    ),
+    "three-leg-race": lambda t: Case(_whole("three-leg-race", t), t.x[:4], lambda: {"plan": PLAN, "seed": 0}),
+    "dp-input": lambda t: Case(
+        _whole("dp-input", t, epsilon=8.0, plan=PLAN),
+        t.x[:4],
+        lambda: {"key": NoiseKey(bytes(range(32)))},
+    ),
+    "dp-sgd": lambda t: Case(
+        _whole("dp-sgd", t, noise_multiplier=1.0, records=600, batch=16, steps=20), t.x[:4]
+    ),
 }
 CASES = tuple(_CASES)
 ONE_A_METHOD = tuple(name for name in CASES if not name.startswith("delta-") or name == "delta-noise")

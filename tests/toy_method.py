@@ -168,14 +168,7 @@ def toy_bundle(
         labels="none",
         cloud_weights_hash=weights_hash(cloud),
     )
-    facts = PrivateFacts(
-        fusion="sum",
-        alpha=1.0,
-        alpha_max=1.0,
-        main={},
-        weights_hash=weights_hash({}),
-        private_macs=0,
-        cloud_macs=0,
-        peak_private_bytes=0,
+    facts = PrivateFacts.without_fusion(
+        weights_hash=weights_hash({}), private_macs=0, cloud_macs=0, peak_private_bytes=0
     )
     return Bundle(manifest, facts, {}, cloud)

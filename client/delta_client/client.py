@@ -21,14 +21,15 @@ __all__ = ["Client"]
 class Client:
     """Runs a bundle's private half against a cloud; a context manager.
 
-    An absent cloud is no error here: predictions then say why they did without it.
+    An absent cloud is no error here: predictions then say why they did without it, or fail where the method's
+    private side has no model of its own.
 
     Args:
         bundle: a whole bundle, or its folder.
         cloud: HOST:PORT; none to do without a cloud.
         deadline_s: how long a prediction may wait for the cloud, seconds.
         key: the noise key, or its file; none takes `noise.key` beside a bundle given by its folder, drawn on
-            first use, where the release has noise.
+            first use, where the method's releases have noise.
         options: the method's own, such as `allow`: import targets that the bundle may build on this side, or
             `ledger`: a `DiskLedger`, so that what was released outlives the process.
 
@@ -47,7 +48,8 @@ class Client:
         **options: Any,  # noqa: ANN401
     ) -> None:
         whole = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
-        noisy = whole.manifest.release is not None and whole.manifest.release.sigma is not None
+        cls, release = method_class(whole.manifest.method), whole.manifest.release
+        noisy = cls.facts.releases and not (release is not None and release.sigma is None)
         if isinstance(key, (str, Path)):
             options["key"] = NoiseKey.load(Path(key))
         elif key is not None:
@@ -55,10 +57,9 @@ class Client:
         elif noisy and not isinstance(bundle, Bundle):
             options["key"] = NoiseKey.beside(Path(bundle))
         self._manifest = whole.manifest
-        self._method = method_class(whole.manifest.method).from_bundle(whole, **options)
+        self._method = cls.from_bundle(whole, **options)
         self._transport: GrpcTransport | None = None
         if cloud is not None:
-            release = whole.manifest.release
             self._transport = GrpcTransport(
                 cloud,
                 whole.manifest.binding,
@@ -92,6 +93,8 @@ class Client:
 
         Raises:
             InputError: the records are not of the declared shape, or not finite.
+            CloudError: there is no cloud, or it failed, and the method's private side has no model of its own.
+            BudgetExceededError: likewise, and the ledger refuses the release.
         """
         return self._method.infer(x, ids)
 

@@ -8,14 +8,13 @@ made, as it does in use.
 from __future__ import annotations
 
 import copy
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from delta.bench.interleaved import Figures, alternate, milliseconds, one_thread, ratio, warm_allocator
 from delta.decomposition.basis import iteration_start, pca_basis, svd_basis, synthetic_images
 from delta.decomposition.decomposer import Decomposer
 from delta.models.memory import peak_memory, tensor_bytes
@@ -34,9 +33,6 @@ TARGETS: dict[str, str] = {
     "memory": "over_ir at most 0.5",
 }
 """What each figure is meant to reach."""
-
-_WARM_BYTES = 31 * 2**20
-Figures = dict[str, dict[str, float]]
 
 
 def measure_decomposition(*, rounds: int = 21, warmup: int = 5, seed: int = 0) -> Figures:
@@ -59,8 +55,8 @@ def measure_decomposition(*, rounds: int = 21, warmup: int = 5, seed: int = 0) -
         (`speedup`, and `residual` energy over linalg's);
         `memory` (`over_ir`: the most bytes that the pca path holds beyond the IR, over those of the IR).
     """
-    with _one_thread(), torch.inference_mode():
-        _warm_allocator()
+    with one_thread(), torch.inference_mode():
+        warm_allocator()
         stem = _stem(seed)
         images = synthetic_images(BATCH, (3, SIZE, SIZE), seed)
         phi = stem(images)
@@ -122,11 +118,9 @@ def _pca_figures(
             if done >= 0:
                 times[f"stem{suffix}"].append(middle - start)
                 times[f"pca_path{suffix}"].append(end - middle)
-    figures = {name: _milliseconds(values) for name, values in times.items()}
+    figures = {name: milliseconds(values) for name, values in times.items()}
     for suffix in layouts:
-        figures[f"pca_path{suffix}"] |= _ratio(
-            "over_stem", times[f"pca_path{suffix}"], times[f"stem{suffix}"]
-        )
+        figures[f"pca_path{suffix}"] |= ratio("over_stem", times[f"pca_path{suffix}"], times[f"stem{suffix}"])
     return figures
 
 
@@ -137,10 +131,10 @@ def _svd_figures(phi: Tensor, start: Tensor, *, rounds: int, warmup: int) -> Fig
         "svd_exact": lambda: svd_basis(phi, RANK),
         "svd_approximate": lambda: svd_basis(phi, RANK, "approximate", start),
     }
-    times = _alternate(candidates, rounds=rounds, warmup=warmup)
-    figures = {name: _milliseconds(values) for name, values in times.items()}
+    times = alternate(candidates, rounds=rounds, warmup=warmup)
+    figures = {name: milliseconds(values) for name, values in times.items()}
     for name in ("svd_exact", "svd_approximate"):
-        figures[name] |= _ratio("speedup", times["linalg_svd"], times[name])
+        figures[name] |= ratio("speedup", times["linalg_svd"], times[name])
     whole = float(flat.double().square().sum())
     energy = {name: _captured(flat, run()) for name, run in candidates.items()}
     figures["svd_exact"]["captured_energy"] = energy["svd_exact"] / energy["linalg_svd"]
@@ -152,49 +146,3 @@ def _svd_figures(phi: Tensor, start: Tensor, *, rounds: int, warmup: int) -> Fig
 def _captured(flat: Tensor, basis: Tensor) -> float:
     """‖UᵀX‖² over the batch, in float64."""
     return float(torch.bmm(basis.double().mT, flat.double()).square().sum())
-
-
-def _alternate(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int
-) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for done in range(-warmup, rounds):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            if done >= 0:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _milliseconds(seconds: list[float]) -> dict[str, float]:
-    return {
-        "median_ms": 1e3 * statistics.median(seconds),
-        "min_ms": 1e3 * min(seconds),
-        "max_ms": 1e3 * max(seconds),
-    }
-
-
-def _ratio(name: str, above: list[float], below: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return {name: statistics.median(ratios), f"{name}_min": min(ratios), f"{name}_max": max(ratios)}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _warm_allocator() -> None:
-    """Keep freed memory in the process.
-
-    glibc gives memory of large tensors back to the system until it has seen one as large freed; a stem then
-    takes up to five times as long, page faults alone. One tensor just below its limit of 32 MiB teaches it.
-    """
-    torch.ones(_WARM_BYTES, dtype=torch.uint8)

@@ -86,11 +86,11 @@ class ZeroMethod(Method):
         raise MethodError("method 'bench-zero' has no private half; it measures transports")
 
 
-def zero_bundle(*, payload_bytes: int = 128, classes: int = 10) -> Bundle:
+def zero_bundle(*, payload_bytes: int = 128, classes: int = 10, name: str = "bench-zero") -> Bundle:
     """A bundle of the method for records of `payload_bytes`."""
     cloud: dict[str, Tensor] = {}
     manifest = Manifest.sealed(
-        name="bench-zero",
+        name=name,
         method="bench-zero",
         input=InputSpec(shape=(1, 1, payload_bytes), mean=(0.0,), std=(1.0,)),
         class_names=tuple(str(number) for number in range(classes)),
@@ -100,14 +100,7 @@ def zero_bundle(*, payload_bytes: int = 128, classes: int = 10) -> Bundle:
         labels="none",
         cloud_weights_hash=weights_hash(cloud),
     )
-    facts = PrivateFacts(
-        fusion="sum",
-        alpha=1.0,
-        alpha_max=1.0,
-        main={},
-        weights_hash=weights_hash({}),
-        private_macs=0,
-        cloud_macs=0,
-        peak_private_bytes=0,
+    facts = PrivateFacts.without_fusion(
+        weights_hash=weights_hash({}), private_macs=0, cloud_macs=0, peak_private_bytes=0
     )
     return Bundle(manifest, facts, {}, cloud)

@@ -103,6 +103,16 @@ class Manifest(Strict):
         )
         return cls.parse({**draft.model_dump(), "cloud_hash": draft.computed_cloud_hash()}, what="manifest")
 
+    def resealed(self, **changes: Any) -> Self:  # noqa: ANN401
+        """The same with other fields, its hashes computed anew.
+
+        Raises:
+            ConfigError: one line with every fault.
+        """
+        hashes = ("release_hash", "cloud_hash")
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in hashes}
+        return self.sealed(**{**fields, **changes})
+
     @property
     def binding(self) -> Binding:
         """What a session with a cloud of this bundle fixes."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from delta.errors import BundleError
 __all__ = [
     "Bundle",
     "CloudPart",
+    "check_replaceable",
     "export_cloud_part",
     "load_bundle",
     "load_cloud_part",
@@ -177,19 +179,36 @@ def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
         raise BundleError(f"{path} is not a safetensors file of known element types: {error}") from None
 
 
+def check_replaceable(
+    directory: Path, names: Collection[str] = (MANIFEST, FACTS, CLOUD_WEIGHTS, PRIVATE_WEIGHTS)
+) -> None:
+    """Refuse a folder that a bundle may not be written to, before any work is done.
+
+    Only files of those names may be replaced: a whole bundle is no target of an export, and files of the owner's
+    are none of ours.
+
+    Args:
+        directory: where the bundle is to be.
+        names: of the files that would be written; a whole bundle's by default.
+
+    Raises:
+        BundleError: the folder exists and holds something else.
+    """
+    if not directory.exists():
+        return
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
+    if not found <= set(names) or (found and MANIFEST not in found):
+        strange = sorted(found - set(names)) or sorted(found)
+        raise BundleError(
+            f"{directory} exists and is not a bundle to replace: {strange[0]!r} in it would be lost; choose "
+            "another folder"
+        )
+
+
 def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Write files into a fresh folder beside the target, sync, and rename it into place."""
     directory = directory.absolute()
-    if directory.exists():
-        # Only what this call would write may be replaced: a whole bundle is no target of an export, and files
-        # of the owner's are none of ours.
-        found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
-        if not found <= files.keys() or (found and MANIFEST not in found):
-            strange = sorted(found - files.keys()) or sorted(found)
-            raise BundleError(
-                f"{directory} exists and is not a bundle to replace: {strange[0]!r} in it would be lost; choose "
-                "another folder"
-            )
+    check_replaceable(directory, files.keys())
     staging: Path | None = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,20 @@ from typing import NoReturn, ParamSpec, cast
 
 import typer
 
-from delta.cli import bench, demo, export, infer, ledger, plan, serve, train
+from delta.cli import (
+    bench,
+    bench_latency,
+    bench_scale,
+    convert,
+    demo,
+    export,
+    infer,
+    ledger,
+    methods,
+    plan,
+    serve,
+    train,
+)
 from delta.cli.output import complain
 from delta.errors import ConfigError, DeltaError, InternalError, spec_of
 
@@ -65,10 +78,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo.demo, plan.plan, plan.check, train.train, serve.serve, infer.infer, export.export):
+for command in (
+    demo.demo, plan.plan, plan.check, methods.methods, convert.convert, train.train, serve.serve, infer.infer,
+    export.export,
+):  # fmt: skip
     app.command(command.__name__)(_guarded(command))
 _bench = typer.Typer(help="Measure Delta on this machine.", no_args_is_help=True)
 _bench.command("micro")(_guarded(bench.micro))
+_bench.command("latency")(_guarded(bench_latency.latency))
+_bench.command("scale")(_guarded(bench_scale.scale))
 app.add_typer(_bench, name="bench")
 _ledger = typer.Typer(help="Show, export and join privacy ledgers.", no_args_is_help=True)
 _ledger.command("show")(_guarded(ledger.show))

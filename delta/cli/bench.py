@@ -16,12 +16,13 @@ __all__ = ["micro"]
 
 def micro(
     part: Annotated[
-        Literal["all", "decomposition", "stream"], typer.Option(help="Which measurements to make.")
+        Literal["all", "decomposition", "private-path", "stream"],
+        typer.Option(help="Which measurements to make; private-path compiles models for some minutes."),
     ] = "all",
     rounds: Annotated[int, typer.Option(min=3, help="Rounds; each measures every candidate once.")] = 15,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
-    """Decomposition and release on one thread, and PredictStream beside a bare gRPC echo."""
+    """Decomposition, private path and runtimes on one thread, and PredictStream beside a bare gRPC echo."""
     import torch
 
     figures: dict[str, Any] = {
@@ -39,6 +40,17 @@ def micro(
         figures["decomposition"] = measure_decomposition(rounds=rounds)
         if not quiet:
             _show_decomposition(figures["decomposition"])
+    if part in ("all", "private-path"):
+        from delta.bench.micro_private_path import measure_private_path, measure_runtimes
+
+        figures["private_path"] = {
+            f"rank {rank}": measure_private_path(rounds=rounds, rank=rank) for rank in (8, 16)
+        }
+        if not quiet:
+            _show_private_path(figures["private_path"])
+        figures["runtimes"] = measure_runtimes(rounds=rounds)
+        if not quiet:
+            _show_runtimes(figures["runtimes"])
     if part in ("all", "stream"):
         figures["stream"] = _stream(rounds)
         if not quiet:
@@ -80,6 +92,43 @@ def _show_decomposition(figures: dict[str, dict[str, float]]) -> None:
         ["what", "median ms (range)", "ratios in this run"],
         rows,
     )
+
+
+def _show_private_path(figures: dict[str, dict[str, dict[str, float]]]) -> None:
+    for setting, parts in figures.items():
+        rows = [
+            [
+                name.replace("_", " "),
+                _times(row),
+                f"{row['of_release']:.2f}" if "of_release" in row else "",
+                f"{row['speedup']:.2f} ({row['speedup_min']:.2f} to {row['speedup_max']:.2f})"
+                if "speedup" in row
+                else "",
+            ]
+            for name, row in parts.items()
+        ]
+        table(
+            f"Delta's private path by parts, ResNet-18 at layer1, 32 records, one thread, {setting}",
+            ["what", "median ms (range)", "of the release", "passes over one pass"],
+            rows,
+        )
+
+
+def _show_runtimes(figures: dict[str, dict[str, float]]) -> None:
+    rows = [
+        [
+            name,
+            _times(row),
+            f"{row['speedup']:.2f} ({row['speedup_min']:.2f} to {row['speedup_max']:.2f})",
+            f"{row['error']:.1e}",
+        ]
+        for name, row in figures.items()
+    ]
+    table("Runtimes, one thread", ["what", "median ms (range)", "over eager", "logit error"], rows)
+
+
+def _times(row: dict[str, float]) -> str:
+    return f"{row['median_ms']:.2f} ({row['min_ms']:.2f} to {row['max_ms']:.2f})"
 
 
 def _show_stream(figures: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from delta.cli.output import check_writable, say, table, warn, write_json
 
 if TYPE_CHECKING:
     from delta.errors import DeltaError
-    from delta.methods.base import Prediction
+    from delta.methods.base import MethodFacts, Prediction
     from delta.privacy.disk_ledger import DiskLedger
     from delta.privacy.ledger import Budget
     from delta.release.noise import NoiseKey
@@ -27,7 +27,9 @@ _DELTA = 1e-5
 def infer(
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     bundle: Annotated[Path, typer.Option(help="Folder of the whole bundle.")],
-    cloud: Annotated[str | None, typer.Option(help="HOST:PORT; none runs the main model alone.")] = None,
+    cloud: Annotated[
+        str | None, typer.Option(help="HOST:PORT; none does without, where the method can.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a request.")] = 32,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the cloud.")] = 10.0,
     allow: Annotated[
@@ -52,12 +54,13 @@ def infer(
     require_cloud: Annotated[bool, typer.Option(help="Fail where the cloud's answer is missing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
-    """Classify images. Nothing but the release leaves this process."""
+    """Classify images. Nothing leaves this process but what the bundle's method sends: see `delta methods`."""
     import torch
     from delta_client import Client
 
     from delta.bundle.store import load_bundle
     from delta.data.images import find_images, load_image
+    from delta.methods.registry import method_class
     from delta.privacy.budget import parse_budget
     from delta.privacy.disk_ledger import DiskLedger
     from delta.release.ids import RecordIds
@@ -71,9 +74,10 @@ def infer(
     channels, height, width = spec.shape
     images = torch.stack([load_image(path, channels=channels, size=(height, width)) for path in files])
     records = spec.preprocess(images)
+    facts = method_class(loaded.manifest.method).facts
     release = loaded.manifest.release
-    sends = cloud is not None and release is not None
-    noisy = release is not None and release.sigma is not None
+    sends = cloud is not None and facts.releases
+    noisy = facts.releases and not (release is not None and release.sigma is None)
     if sends and not noisy:
         _check_unlimited(limit, "--budget")
     where = ledger if ledger is not None else bundle.absolute().parent / "ledger.jsonl"
@@ -112,13 +116,15 @@ def infer(
         privacy = None if spending is None else _privacy(spending, subject)
     fallen = [p for p in predictions if not p.used_cloud and p.reason != "no-cloud"]
     if fallen and require_cloud:
-        raise _error_of(fallen[0])
+        raise _error_of(fallen[0], facts)
     summary = _summary(predictions, len(files))
-    write_json(json, {"records": rows, **summary, "privacy": privacy, "tee": "simulated"})
+    write_json(
+        json, {"method": facts.name, "records": rows, **summary, "privacy": privacy, "tee": "simulated"}
+    )
     if str(json) != "-":
-        _print(rows, summary, privacy)
+        _print(rows, summary, privacy, facts)
     if fallen:
-        warn(_advice(fallen[0]))
+        warn(_advice(fallen[0], facts))
 
 
 def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
@@ -137,7 +143,9 @@ def noise_key_of(bundle: Path, path: Path | None) -> NoiseKey:
     return NoiseKey.beside(bundle) if path is None else NoiseKey.load(path)
 
 
-def _print(rows: list[dict[str, Any]], summary: dict[str, Any], privacy: dict[str, Any] | None) -> None:
+def _print(
+    rows: list[dict[str, Any]], summary: dict[str, Any], privacy: dict[str, Any] | None, facts: MethodFacts
+) -> None:
     table(
         "Predictions",
         ["image", "class", "confidence", "answered by"],
@@ -146,7 +154,7 @@ def _print(rows: list[dict[str, Any]], summary: dict[str, Any], privacy: dict[st
                 row["path"],
                 row["label"],
                 f"{100 * row['confidence']:.1f} %",
-                "main + cloud" if row["used_cloud"] else f"main alone ({row['reason']})",
+                _answered_by(facts, row["used_cloud"], row["reason"]),
             ]
             for row in rows
         ],
@@ -159,6 +167,17 @@ def _print(rows: list[dict[str, Any]], summary: dict[str, Any], privacy: dict[st
     )
     if privacy is not None:
         say(_privacy_line(privacy))
+
+
+def _answered_by(facts: MethodFacts, used_cloud: bool, reason: str) -> str:
+    """Which side's models an answer comes from; in Delta's words where it has a main model."""
+    if facts.name == "delta":
+        return "main + cloud" if used_cloud else f"main alone ({reason})"
+    if not facts.offloads:
+        return "private side"
+    if used_cloud:
+        return "private + cloud" if facts.falls_back else "cloud"
+    return f"private side alone ({reason})"
 
 
 def _check_unlimited(budget: Budget | None, where: str) -> None:
@@ -196,11 +215,11 @@ def _privacy_line(privacy: dict[str, Any]) -> str:
     )
 
 
-def _error_of(prediction: Prediction) -> DeltaError:
+def _error_of(prediction: Prediction, facts: MethodFacts) -> DeltaError:
     from delta.errors import BudgetExceededError, CloudUnavailableError
 
     kind = BudgetExceededError if prediction.reason == "budget" else CloudUnavailableError
-    return kind(_advice(prediction))
+    return kind(_advice(prediction, facts))
 
 
 def _check_address(cloud: str | None) -> None:
@@ -212,7 +231,7 @@ def _check_address(cloud: str | None) -> None:
         raise ConfigError(f"{cloud!r} names no port; give the HOST:PORT that the cloud has printed")
 
 
-def _advice(prediction: Prediction) -> str:
+def _advice(prediction: Prediction, facts: MethodFacts) -> str:
     mend = {
         "unreachable": "look at the cloud's log",
         "deadline": "raise --deadline, or look at the cloud's load",
@@ -220,7 +239,8 @@ def _advice(prediction: Prediction) -> str:
         "mismatch": "serve the cloud part of this very bundle",
         "budget": "the subject's privacy budget is spent",
     }.get(prediction.reason, "look at the cloud's log")
-    text = f"the main model answered alone ({prediction.reason}): {prediction.detail}"
+    who = "the main model" if facts.name == "delta" else "the private side"
+    text = f"{who} answered alone ({prediction.reason}): {prediction.detail}"
     return text if ";" in prediction.detail else f"{text}; {mend}"  # most details say what to do already
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from delta.cli.model_inputs import MODEL, arguments_of, shape_of
 from delta.cli.output import say, write_json
 from delta.errors import ConfigError, ModelError, spec_of
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "plan"]
 
-_MODEL = "resnet18, resnet34, resnet_small, or your own as package.module:callable."
 _Input = Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of a record.")]
 _Classes = Annotated[int | None, typer.Option(min=2, help="Classes of one of our models.")]
 _Weights = Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")]
@@ -26,7 +26,7 @@ _Json = Annotated[Path | None, typer.Option(help="Write the figures here; - is s
 
 
 def plan(
-    model: Annotated[str, typer.Option(help=_MODEL)] = "resnet18",
+    model: Annotated[str, typer.Option(help=MODEL)] = "resnet18",
     input: _Input = "3x32x32",
     classes: _Classes = None,
     at: Annotated[
@@ -52,6 +52,9 @@ def plan(
     ] = None,
     delta: Annotated[float, typer.Option(help="δ of one release.")] = 1e-5,
     sweep: Annotated[bool, typer.Option(help="Rank every split point instead.")] = False,
+    mpc: Annotated[
+        bool, typer.Option("--mpc", help="Model garbled-circuit and lookup-table inference beside it.")
+    ] = False,
     weights: _Weights = None,
     json: _Json = None,
 ) -> None:
@@ -64,6 +67,8 @@ def plan(
         raise ConfigError("--main-macs is a budget of the light layout; leave out --main authors")
     if sweep and (at is not None or epsilon is not None):
         raise ConfigError("--sweep tries every split point and reports no ε; leave out --at and --epsilon")
+    if sweep and mpc:
+        raise ConfigError("--mpc is about the whole network, at no split point; leave out --sweep")
     module, arguments = _build(model, classes, input, weights)
     block, keep = _crop(dct)
     light = main_macs is not None or sweep
@@ -87,16 +92,26 @@ def plan(
             )
         write_json(json, {"model": model, "arguments": arguments, "rows": [row.to_json() for row in rows]})
         return
-    made = make_plan(module, at=at or "layer1", input=_shape(input), epsilon=epsilon, delta=delta, **settings)
+    made = make_plan(
+        module, at=at or "layer1", input=shape_of(input), epsilon=epsilon, delta=delta, **settings
+    )
     figures = made.to_json()
     figures["model"].update(target=model, arguments=arguments)
     if str(json) != "-":
         say(str(made))
+    if mpc:
+        from delta.models.modes import blank_record
+        from delta.models.mpc import plan_mpc
+
+        modelled = plan_mpc(module, blank_record(module, shape_of(input)))
+        figures["mpc"] = modelled.to_json()
+        if str(json) != "-":
+            say(f"\n{modelled}")
     write_json(json, figures)
 
 
 def check(
-    model: Annotated[str, typer.Argument(help=_MODEL)],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     input: _Input = "3x32x32",
     classes: _Classes = None,
     at: Annotated[
@@ -131,20 +146,10 @@ def check(
         raise typer.Exit(spec_of(ModelError).exit_code)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(
-        part.isascii() and part.isdigit() and 0 < int(part) <= 65536 for part in parts
-    ):
-        raise ConfigError(f"--input {text!r} is no shape; write CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
-    channels, height, width = (int(part) for part in parts)
-    return channels, height, width
-
-
 def _example(text: str) -> Tensor:
     import torch
 
-    return torch.zeros(2, *_shape(text))
+    return torch.zeros(2, *shape_of(text))
 
 
 def _crop(text: str | None) -> tuple[int | None, int | None]:
@@ -162,21 +167,12 @@ def _build(
     """The module, in eval mode, and the arguments that built it."""
     import torch
 
-    from delta.models.targets import OURS, build_target, full_target
+    from delta.models.targets import build_target, full_target
     from delta.models.weights import load_weights
 
     torch.set_num_threads(1)  # one record at a time: threads only get in each other's way
     target = full_target(model)
-    channels, height, width = _shape(input)
-    arguments: dict[str, Any] = {}
-    if target in OURS:
-        if classes is None:
-            raise ConfigError(f"model {model!r} needs the number of classes; give --classes 100")
-        arguments = {"classes": classes, "in_channels": channels}
-        if min(height, width) >= 128:
-            arguments["stem"] = "imagenet"
-    elif classes is not None:
-        raise ConfigError("--classes is for our models; your own builder knows its classes")
+    arguments = arguments_of(target, classes=classes, shape=shape_of(input))
     module = build_target(target, arguments, allowed={target}).eval()
     if weights is not None:
         load_weights(module, weights)

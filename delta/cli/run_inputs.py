@@ -51,17 +51,13 @@ def build_parts(run: RunConfig, splits: DataSplits) -> Parts:
     import torch
 
     from delta.models.splitting import split
-    from delta.models.targets import OURS, build_target, full_target
+    from delta.models.targets import build_target, default_arguments, full_target
     from delta.models.weights import load_weights
 
     target = full_target(run.model.target)
-    arguments: dict[str, Any] = dict(run.model.arguments)
     channels, height, width = splits.image_shape
-    if target in OURS:
-        own: dict[str, Any] = {"classes": len(splits.class_names), "in_channels": channels}
-        if min(height, width) >= 128:
-            own["stem"] = "imagenet"
-        arguments = {**own, **arguments}
+    own = default_arguments(target, classes=len(splits.class_names), shape=splits.image_shape)
+    arguments: dict[str, Any] = {**own, **run.model.arguments}
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         model = build_target(target, arguments, allowed={target})

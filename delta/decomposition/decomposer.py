@@ -6,6 +6,7 @@ so φ̂ is an orthogonal projection of φ: ⟨φ̂, ρ⟩ = 0 and ‖φ‖² = �
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,7 @@ from delta.decomposition.dct import SpatialBasis
 from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
-__all__ = ["Decomposer", "Decomposition"]
+__all__ = ["Decomposer", "Decomposition", "Projection"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,28 @@ class Decomposition:
 
     principal: Tensor
     basis: Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What decomposition and message need of an IR: far smaller, so that the IR may go before they are made.
+
+    Attributes:
+        products: Uᵀφ and Wφ, `[b, r + k, hw]`.
+        basis: U, `[c, r]` or `[b, c, r]`.
+    """
+
+    products: Tensor
+    basis: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Projection]) -> Projection:
+        """Those of several batches under one decomposer, as of one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        shared = parts[0].basis
+        basis = shared if shared.dim() == 2 else torch.cat([part.basis for part in parts])
+        return cls(torch.cat([part.products for part in parts]), basis)
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
@@ -156,13 +179,24 @@ class Decomposer(nn.Module):
         if weight is None:
             parts = self(phi)
             return parts, self.residual(phi, parts)
+        return self.from_projection(self.project(phi, weight), weight)
+
+    def project(self, phi: Tensor, weight: Tensor) -> Projection:
+        """The first half of `decompose_and_map`, and the only one that reads φ `[b, c, h, w]`.
+
+        Raises:
+            InputError: another shape or type, or (svd) not finite.
+        """
         with _no_autocast(phi):
             x = self._flat(phi)
             basis = self._basis_of(x)
-            rows = weight.to(x)
-            if basis.dim() == 3:
-                rows = rows.expand(basis.shape[0], -1, -1)
-            both = record_bmm(torch.cat([basis.mT, rows], -2), x)  # [b, r + k, hw]
+            return Projection(record_bmm(torch.cat([basis.mT, _rows(weight, basis)], -2), x), basis)
+
+    def from_projection(self, projection: Projection, weight: Tensor) -> tuple[Decomposition, Tensor]:
+        """The second half of `decompose_and_map`, under the same W."""
+        both, basis = projection.products, projection.basis
+        with _no_autocast(both):
+            rows = _rows(weight, basis)
             # A slice has to be copied before a batched product: while k is small, k maps more are cheaper.
             heads = both if len(weight) <= self.rank else both[:, : self.rank]
             principal = self._principal(heads)[:, : self.rank].contiguous()
@@ -202,6 +236,12 @@ class Decomposer(nn.Module):
 
     def _principal(self, coefficients: Tensor) -> Tensor:
         return self.spatial.analyse(_maps(coefficients, self.spatial.size))
+
+
+def _rows(weight: Tensor, basis: Tensor) -> Tensor:
+    """W `[k, c]` in the type of the basis, once a record where that is one a record."""
+    rows = weight.to(basis)
+    return rows if basis.dim() == 2 else rows.expand(basis.shape[0], -1, -1)
 
 
 def _maps(x: Tensor, size: tuple[int, int]) -> Tensor:

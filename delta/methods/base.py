@@ -13,6 +13,7 @@ from delta.errors import MethodError, TrainingUnsupportedError
 from delta.release.ids import RecordIds
 
 if TYPE_CHECKING:
+    from delta.bundle.manifest import Manifest
     from delta.bundle.store import Bundle, CloudPart
     from delta.methods.schema import CloudHalf
     from delta.methods.whole import WholeModel
@@ -38,6 +39,8 @@ class MethodFacts:
         offloads: whether there is a cloud half; a method without one never sends anything.
         falls_back: whether the private side answers alone where the cloud does not; else `infer` raises
             `CloudError` then.
+        releases: whether records leave through keyed noise: the private half then takes `key`, a `NoiseKey`, and
+            `ledger`, which is debited before anything is sent.
     """
 
     name: str
@@ -48,6 +51,7 @@ class MethodFacts:
     trains: bool
     offloads: bool = True
     falls_back: bool = True
+    releases: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,17 @@ class Method(ABC):
             ConfigError: a setting is wrong.
         """
         raise MethodError(f"a bundle of method {cls.facts.name!r} is trained, by `delta train`")
+
+    @classmethod
+    def claim(cls, manifest: Manifest) -> str:
+        """What may be claimed of a bundle's privacy, in one line that begins with `none` where nothing may."""
+        facts = cls.facts
+        if not facts.protects:
+            return "none: the cloud sees every record"
+        if facts.rests_on == ("nothing",):
+            return "none: empirical obfuscation"
+        grounds = ["TEE (simulated)" if ground == "TEE" else ground for ground in facts.rests_on]
+        return f"protection rests on {', '.join(grounds)}; it has no ε"
 
     @classmethod
     @abstractmethod

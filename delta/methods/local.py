@@ -15,6 +15,7 @@ from delta.methods.base import Method, Prediction, RecordIds, StepResult
 from delta.methods.records import checked_labels, checked_records
 from delta.methods.schema import CloudHalf, Operation
 from delta.methods.stepping import Stepper, StepPlan
+from delta.models.runtime import Runner
 from delta.transport.base import Transport
 
 __all__ = ["LocalMethod", "NoCloud"]
@@ -35,6 +36,7 @@ class LocalMethod(Method):
         allow: import targets that the bundle may build here.
         plan: of `train_step`.
         device: where the module computes.
+        runtime: how it infers; see `delta.models.runtime`. It trains as it is, whatever the runtime.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class LocalMethod(Method):
         allow: Collection[str] = (),
         plan: StepPlan | None = None,
         device: torch.device | str = "cpu",
+        runtime: str = "eager",
     ) -> None:
         self._bundle = bundle
         self._device = torch.device(device)
         self._module = self._load(bundle, allow).to(self._device)
+        blank = torch.zeros(1, *bundle.manifest.input.shape, device=self._device)
+        self._runner = Runner(self._module, runtime, example=blank)
         self._plan = plan or StepPlan()
         self._stepper: Stepper | None = None
         self._deadline_s = 10.0
@@ -66,7 +71,7 @@ class LocalMethod(Method):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, **options: Any) -> Self:  # noqa: ANN401
-        """Build the private half; options are `allow`, `plan` and `device`."""
+        """Build the private half; options are `allow`, `plan`, `device` and `runtime`."""
         return cls(bundle, **options)
 
     def prepare(self, transport: Transport | None, *, deadline_s: float = 10.0) -> None:
@@ -77,8 +82,7 @@ class LocalMethod(Method):
         """Run the module."""
         x = checked_records(x, self._bundle.manifest.input.shape)
         call = Call(None, deadline_s=self._deadline_s)
-        with torch.inference_mode():
-            logits: Tensor = self._module(x.to(self._device)).float().cpu()
+        logits = self._runner(x.to(self._device)).cpu()
         cost = call.cost(self._bundle.facts)
         return Prediction(logits.clone(), cost, used_cloud=False, reason="no-cloud")
 
@@ -90,6 +94,7 @@ class LocalMethod(Method):
         if self._stepper is None:
             self._module.requires_grad_(True)
             self._stepper = Stepper(self._module, self._plan)
+        self._runner.renew()
         call = Call(None, deadline_s=self._deadline_s)
         loss = self._stepper.step(x.to(self._device), y.to(self._device))
         return StepResult(loss, call.cost(self._bundle.facts))

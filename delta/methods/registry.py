@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from functools import cache
@@ -69,6 +70,8 @@ def method_class(name: str) -> type[Method]:
     try:
         return _METHODS[name]
     except KeyError:
+        near = difflib.get_close_matches(name, _METHODS, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UnknownMethodError(
-            f"unknown method {name!r}; registered are {', '.join(sorted(_METHODS))}"
+            f"unknown method {name!r}; {hint}registered are {', '.join(sorted(_METHODS))}"
         ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,16 +182,26 @@ def allowed_targets(bundle: Bundle, allow: Collection[str]) -> set[str]:
 
 
 def rebuilt(
-    part: CloudPart | Bundle, weights: Mapping[str, Tensor], *, allowed: Collection[str] = ()
+    part: CloudPart | Bundle,
+    weights: Mapping[str, Tensor],
+    *,
+    allowed: Collection[str] = (),
+    adapt: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> nn.Module:
     """The whole model that a manifest declares, with the given weights, in eval mode.
+
+    Args:
+        part: with the manifest.
+        weights: of the adapted model, by name.
+        allowed: import targets that it may name.
+        adapt: what a method makes of the built model before the weights are loaded, such as other norms.
 
     Raises:
         BundleError: the target is not allowed or does not build, or the weights do not fit it.
     """
     architecture = part.manifest.architecture
     try:
-        model = build_target(architecture.target, architecture.arguments, allowed=allowed)
+        model = adapt(build_target(architecture.target, architecture.arguments, allowed=allowed))
     except ModelError as error:
         raise BundleError(str(error)) from None
     try:

@@ -4,5 +4,6 @@ The builders below are the import targets that a manifest may name as `delta.mod
 """
 
 from delta.models.resnet import resnet18, resnet34, resnet_small
+from delta.models.square_net import he_cnn
 
-__all__ = ["resnet18", "resnet34", "resnet_small"]
+__all__ = ["he_cnn", "resnet18", "resnet34", "resnet_small"]

@@ -6,17 +6,12 @@ Batch normalisation, activations, pooling, additions and the eigenvalue problem 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from delta.errors import ModelError
-from delta.models.modes import evaluating
+from delta.models.dry_run import dry_run
 
 if TYPE_CHECKING:
     from delta.decomposition.decomposer import Decomposer
@@ -51,21 +46,11 @@ def macs_by_module(module: nn.Module, *inputs: Tensor) -> dict[str, int]:
     Raises:
         ModelError: the module does not run on such inputs.
     """
-    records = tuple(x[:1] for x in inputs)
-    with evaluating(module):
-        try:
-            counts = _count_on_meta(module, records)
-        except Exception:  # meta tensors lack some operations, and forwards that branch on values
-            try:
-                counts = _count(module, records)
-            except Exception as error:
-                shapes = ", ".join(str(list(x.shape)) for x in records)
-                text = next(iter(str(error).strip().splitlines()), "")[:160]
-                raise ModelError(
-                    f"{type(module).__name__} cannot be counted: it fails on inputs {shapes} "
-                    f"({type(error).__name__}: {text}); give records of the shape it expects"
-                ) from error
-    return counts
+    counter = dry_run(module, *inputs, watch=lambda _: FlopCounterMode(display=False))
+    by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    prefix = f"{type(module).__name__}."
+    counts = {name.removeprefix(prefix): macs for name, macs in by_name.items() if name.startswith(prefix)}
+    return {**counts, "": counter.get_total_flops() // 2}
 
 
 def count_params(module: nn.Module) -> int:
@@ -166,32 +151,3 @@ def decomposition_macs(
     total += (rank + k if k <= rank else rank) * analysis + k * synthesis
     total += k * c * rank if basis == "svd" else 0
     return total + k * c * h * w + k * rank * kept_h * kept_w
-
-
-def _count_on_meta(module: nn.Module, records: tuple[Tensor, ...]) -> dict[str, int]:
-    """Count without memory or arithmetic; the module's own tensors are left where they are."""
-    state: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-
-    def call(*inputs: Tensor) -> None:
-        functional_call(module, on_meta, inputs)
-
-    return _count(module, tuple(x.to("meta") for x in records), call=call)
-
-
-def _count(module: nn.Module, records: tuple[Tensor, ...], *, call: object = None) -> dict[str, int]:
-    run = call if callable(call) else module
-    # Fused inference paths, as of `nn.MultiheadAttention`, hide their products from the counter.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
-            warnings.simplefilter("ignore")
-            run(*records)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    by_name = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
-    total = counter.get_total_flops() // 2
-    prefix = f"{type(module).__name__}."
-    counts = {name.removeprefix(prefix): macs for name, macs in by_name.items() if name.startswith(prefix)}
-    return {**counts, "": total}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from delta.bundle.manifest import Architecture
 from delta.errors import DeltaError, ModelError
 from delta.importing import import_callable, main_stem, one_line
 from delta.models.resnet import resnet18, resnet34, resnet_small
+from delta.models.square_net import he_cnn
 
-__all__ = ["OURS", "build_target", "full_target", "infer_target", "same_tensors"]
+__all__ = ["OURS", "build_target", "default_arguments", "full_target", "infer_target", "same_tensors"]
 
 OURS: Mapping[str, Callable[..., nn.Module]] = {
     "delta.models:resnet18": resnet18,
     "delta.models:resnet34": resnet34,
     "delta.models:resnet_small": resnet_small,
+    "delta.models:he_cnn": he_cnn,
 }
 """The targets that anyone may ask for. A list, not a prefix: the modules of `delta.models` hold more names
 than model builders, and a manifest may come from somebody else."""
@@ -46,6 +49,24 @@ def full_target(name: str) -> str:
     raise ModelError(
         f"no model {name!r}: name one of ours ({', '.join(near)}) or your own as package.module:callable"
     )
+
+
+def default_arguments(target: str, *, classes: int, shape: Sequence[int]) -> dict[str, Any]:
+    """What a builder of ours takes from the data; a user's own knows by itself, and gets nothing.
+
+    Args:
+        target: `package.module:callable`.
+        classes: logits a record.
+        shape: `(channels, height, width)` of a record.
+    """
+    if target not in OURS:
+        return {}
+    channels, height, width = shape
+    known: dict[str, Any] = {"classes": classes, "in_channels": channels}
+    if min(height, width) >= 128:
+        known["stem"] = "imagenet"
+    taken = inspect.signature(OURS[target]).parameters
+    return {name: value for name, value in known.items() if name in taken}
 
 
 def build_target(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from delta.errors import InputError
 
-__all__ = ["RecordIds", "ReleaseId", "ReleaseIdentity", "length_prefixed", "record_digest"]
+__all__ = ["RecordIds", "ReleaseId", "ReleaseIdentity", "identities_of", "length_prefixed", "record_digest"]
 
 ReleaseId = NewType("ReleaseId", str)
 """Opaque name of one release: 64 hex digits of an HMAC, for memo and ledger. It names no record."""
@@ -63,6 +64,31 @@ class ReleaseIdentity:
     mechanism: str
 
 
+def identities_of(
+    x: Tensor, ids: RecordIds | None, *, release_hash: str, mechanism: str
+) -> list[ReleaseIdentity]:
+    """What makes the releases of records `[n, …]` distinct ones.
+
+    Args:
+        x: preprocessed records.
+        ids: who they are; none for content digests inside one subject.
+        release_hash: of the release configuration.
+        mechanism: identifier of the mechanism.
+
+    Raises:
+        InputError: ids that are not one a record.
+    """
+    known = ids if ids is not None else RecordIds()
+    known.check(len(x))
+    digests = _digests(x)
+    records: Sequence[str] = known.records or [digest.hex() for digest in digests]
+    subjects = known.subjects or [""] * len(x)
+    return [
+        ReleaseIdentity(subject, record, digest, release_hash, mechanism)
+        for subject, record, digest in zip(subjects, records, digests, strict=True)
+    ]
+
+
 def record_digest(record: Tensor) -> bytes:
     """SHA-256 over dtype, shape and bytes of one preprocessed record, never of what a model made of it.
 
@@ -72,10 +98,21 @@ def record_digest(record: Tensor) -> bytes:
     Returns:
         32 bytes; equal values in another memory layout give equal digests.
     """
-    flat = record.detach().cpu().contiguous()
-    header = length_prefixed(str(flat.dtype).removeprefix("torch."), ",".join(map(str, flat.shape)))
-    content = flat.view(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(header + content.tobytes()).digest()
+    return _digests(record[None])[0]
+
+
+def _digests(records: Tensor) -> list[bytes]:
+    """`record_digest` of each of `[n, …]`."""
+    dense = records.detach().cpu().contiguous()
+    header = length_prefixed(str(dense.dtype).removeprefix("torch."), ",".join(map(str, dense.shape[1:])))
+    content = dense.view(len(dense), math.prod(dense.shape[1:])).view(torch.uint8).numpy()
+    begun = hashlib.sha256(header)
+    digests = []
+    for row in content:
+        digest = begun.copy()
+        digest.update(row)
+        digests.append(digest.digest())
+    return digests
 
 
 def length_prefixed(*fields: str | bytes) -> bytes:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from delta.decomposition.decomposer import Decomposer, Decomposition
+from delta.decomposition.decomposer import Decomposer, Decomposition, Projection
 from delta.decomposition.products import record_bmm
 from delta.errors import ConfigError, InputError
 
-__all__ = ["MessageKind", "MessageMap", "message_matrix", "message_of"]
+__all__ = ["MessageKind", "MessageMap", "message_in_parts", "message_matrix", "message_of"]
 
 MessageKind = Literal["channel-mean", "projection", "all-channels"]
 
@@ -105,3 +106,34 @@ def message_of(
         return decomposer.decompose_and_map(phi, message.weight)
     parts = decomposer(phi)
     return parts, message(parts.principal)
+
+
+def message_in_parts(
+    phis: Iterable[Tensor],
+    *,
+    decomposer: Decomposer,
+    message: MessageMap,
+    offload: Literal["residual", "principal"],
+) -> tuple[Tensor, Tensor]:
+    """As `message_of`, for an IR that comes a few records at a time and is let go of likewise.
+
+    Args:
+        phis: `[b, c, h, w]` each; all records together are the batch.
+        decomposer: of φ.
+        message: map of the offloaded stream.
+        offload: the stream.
+
+    Returns:
+        The main model's input `[n, main_channels, h', w']` and the message `[n, k, h_m, w_m]`.
+    """
+    weight = message.weight
+    if offload == "residual" and weight is not None:
+        projection = Projection.joined([decomposer.project(phi, weight) for phi in phis])
+        parts, mapped = decomposer.from_projection(projection, weight)
+        return decomposer.main_input(parts), mapped
+    inputs, messages = [], []
+    for phi in phis:
+        parts, mapped = message_of(phi, decomposer=decomposer, message=message, offload=offload)
+        inputs.append(decomposer.main_input(parts))
+        messages.append(mapped)
+    return torch.cat(inputs), torch.cat(messages)

@@ -55,11 +55,21 @@ class NoiseKey(SecretFile):
         Returns:
             `[count]` uint64; the first ones do not depend on `count`.
         """
-        subject_key = _mac(self._secret, _SUBJECT, identity.subject)
-        key = _mac(subject_key, _RELEASE, *_what(identity))
-        # The key serves one release, so the counter may always start at zero.
-        stream = Cipher(AES(key), CTR(bytes(16))).encryptor().update(bytes(8 * count))
-        return torch.from_numpy(np.frombuffer(stream, dtype="<u8").astype(np.uint64))
+        return self.batch_uniforms([identity], count)[0]
+
+    def batch_uniforms(self, identities: Sequence[ReleaseIdentity], count: int) -> Tensor:
+        """The uniform integers of several releases, `[n, count]` uint64."""
+        drawn = np.empty((len(identities), count), dtype=np.uint64)
+        nothing = bytes(8 * count)
+        subject_keys: dict[str, bytes] = {}
+        for row, identity in zip(drawn, identities, strict=True):
+            if identity.subject not in subject_keys:
+                subject_keys[identity.subject] = _mac(self._secret, _SUBJECT, identity.subject)
+            key = _mac(subject_keys[identity.subject], _RELEASE, *_what(identity))
+            # The key serves one release, so the counter may always start at zero.
+            stream = Cipher(AES(key), CTR(bytes(16))).encryptor().update(nothing)
+            row[:] = np.frombuffer(stream, dtype="<u8")
+        return torch.from_numpy(drawn)
 
     def release_id(self, identity: ReleaseIdentity) -> ReleaseId:
         """The opaque name under which memo and ledger know the release."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,17 +17,28 @@ from delta.privacy.ledger import Debit
 from delta.release.bounding import check_finite, clip, normalise
 from delta.release.components import check_components, check_per_record, component_hash
 from delta.release.config import ReleaseConfig
-from delta.release.ids import RecordIds, ReleaseId, ReleaseIdentity, record_digest
+from delta.release.ids import RecordIds, ReleaseId, ReleaseIdentity, identities_of
 from delta.release.mechanism import one_bit
-from delta.release.memo import ReleaseMemo
-from delta.release.message import MessageMap, message_of
+from delta.release.memo import ReleaseMemo, recall
+from delta.release.message import MessageMap, message_in_parts
 from delta.release.noise import NoiseKey
 from delta.release.packing import pack_bits
 
-__all__ = ["Released", "Releaser", "component_hash"]
+__all__ = ["Released", "Releaser", "backbone_passes", "component_hash"]
 
-_CHUNK = 64
-"""Records that pass the backbone together: bounds the memory of a large call."""
+_TOGETHER = 64
+"""Records that are decomposed together: bounds the memory of a large call."""
+_IR_BYTES = 2**21
+"""On a CPU, records pass the backbone so few at a time that their IR still lies in its cache when it is read
+again; each passing is worth some hundred microseconds of work, so fewer are slower."""
+
+
+def backbone_passes(records: int, *, ir_shape: tuple[int, int, int], device: torch.device) -> int:
+    """In how many goes records pass the backbone: one, where a record's place in memory might round its bits."""
+    channels, height, width = ir_shape
+    if device.type != "cpu" or height * width % 16:
+        return 1
+    return math.ceil(records / max(2, _IR_BYTES // (4 * channels * height * width)))
 
 
 @dataclass(frozen=True)
@@ -108,13 +120,13 @@ class Releaser:
             ConfigError: the backbone was put into training mode, or the memo is another configuration's.
         """
         check_per_record(self._backbone)
-        identities = self._identities(x, ids if ids is not None else RecordIds())
-        parts = [self._message_of(part) for part in torch.split(x, _CHUNK)]
+        identities = self._identities(x, ids)
+        parts = [self._message_of(part) for part in torch.split(x, _TOGETHER)]
         message = torch.cat([m for m, _ in parts])
         check_finite(message, what="a message")
         payload = pack_bits(self._bits(message, identities))
         names = [self._key.release_id(identity) for identity in identities]
-        fresh = self._recall(payload, names)
+        fresh = recall(self._memo, payload, names)
         return Released(
             payload=payload,
             main_input=torch.cat([main for _, main in parts]),
@@ -124,7 +136,7 @@ class Releaser:
             debits=[Debit(i.subject, name, self._event) for i, name in zip(identities, names, strict=True)],
         )
 
-    def _identities(self, x: Tensor, ids: RecordIds) -> list[ReleaseIdentity]:
+    def _identities(self, x: Tensor, ids: RecordIds | None) -> list[ReleaseIdentity]:
         shape = self.config.input.shape
         if x.dim() != 4 or tuple(x.shape[1:]) != shape or not len(x) or not x.dtype.is_floating_point:
             kind = str(x.dtype).removeprefix("torch.")
@@ -133,23 +145,19 @@ class Releaser:
                 f"got {kind}{list(x.shape)}"
             )
         check_finite(x, what="a record")
-        ids.check(len(x))
-        digests = [record_digest(record) for record in x]
-        records: Sequence[str] = ids.records or [digest.hex() for digest in digests]
-        subjects = ids.subjects or [""] * len(x)
-        return [
-            ReleaseIdentity(subject, record, digest, self.config.release_hash, self.config.mechanism)
-            for subject, record, digest in zip(subjects, records, digests, strict=True)
-        ]
+        return identities_of(x, ids, release_hash=self.config.release_hash, mechanism=self.config.mechanism)
 
     def _message_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The message `[n, k, h_m, w_m]` on the CPU, and the main model's input."""
         with torch.autocast(self._device.type, enabled=False):
-            phi = self._phi(x.to(self._device))
-            parts, message = message_of(
-                phi, decomposer=self._decomposer, message=self._message, offload=self.config.offload
+            passes = backbone_passes(len(x), ir_shape=self.config.ir_shape, device=self._device)
+            main_input, message = message_in_parts(
+                (self._phi(few.to(self._device)) for few in torch.tensor_split(x, passes)),
+                decomposer=self._decomposer,
+                message=self._message,
+                offload=self.config.offload,
             )
-            return message.cpu(), self._decomposer.main_input(parts)
+            return message.cpu(), main_input
 
     def _phi(self, x: Tensor) -> Tensor:
         # Convolution libraries take another kernel for a batch of one, which rounds differently: a lone
@@ -163,23 +171,5 @@ class Releaser:
             return one_bit(message, sigma=None, uniforms=None)
         bound = normalise if self.config.bounding.kind == "normalise" else clip
         bounded = bound(message, self.config.bounding.clip_norm).flatten(1)
-        count = bounded.shape[1]
-        uniforms = torch.stack([self._key.uniforms(identity, count) for identity in identities])
+        uniforms = self._key.batch_uniforms(identities, bounded.shape[1])
         return one_bit(bounded, sigma=sigma, uniforms=uniforms).view(message.shape)
-
-    def _recall(self, payload: Tensor, names: Sequence[ReleaseId]) -> list[bool]:
-        """Put stored bytes in the place of drawn ones, store the others; whether each is new."""
-        if self._memo is None:
-            return [True] * len(names)
-        fresh = []
-        for row, name in zip(payload, names, strict=True):
-            known = self._memo.get(name)
-            stored = known if known is not None else self._memo.keep(name, row.numpy().tobytes())
-            if len(stored) != len(row):
-                raise ConfigError(
-                    f"the memo holds {len(stored)} bytes for a release of {len(row)}; "
-                    "it belongs to another release configuration or is damaged"
-                )
-            row.copy_(torch.frombuffer(bytearray(stored), dtype=torch.uint8))
-            fresh.append(known is None)
-        return fresh

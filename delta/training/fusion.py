@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ def fit_alpha(
 def mcnemar(gained: int, lost: int) -> float:
     """P(at least `gained` of `gained + lost` fair coins fall heads): McNemar's exact test, one-sided."""
     total = gained + lost
-    return sum(math.comb(total, heads) for heads in range(gained, total + 1)) / 2**total
+    ways = sum(math.comb(total, heads) for heads in range(gained, total + 1))
+    return float(Fraction(ways, 2**total))
 
 
 def _newton(features: Tensor, labels: Tensor, *, steps: int) -> tuple[float, Tensor]:

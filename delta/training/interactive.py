@@ -27,12 +27,12 @@ from delta.training.repeatable import repeatable
 from delta.training.task import Outcome, Task
 from delta.training.uploads import Uploads
 
-__all__ = ["train_interactively"]
+__all__ = ["MergedMain", "train_interactively"]
 
 _STATES = 100  # that both sides store over a whole training
 
 
-class _Main:
+class MergedMain:
     """M_main in training on z_main + clip(z_cloud), and on z_main alone so that no cloud can steer it away."""
 
     def __init__(self, parts: PrivateParts, config: TrainConfig, *, steps: int, device: torch.device) -> None:
@@ -80,7 +80,7 @@ def train_interactively(task: Task) -> Outcome:
     starts, steps = batch_starts(len(kept), config.cloud_fit), steps_of(len(kept), config.cloud_fit)
     job = task.job.model_copy(update={"steps": steps})
     names = task.names(job)
-    main = _Main(parts, config, steps=steps, device=torch.device(config.device))
+    main = MergedMain(parts, config, steps=steps, device=torch.device(config.device))
     state = main.state
     identity = [*names, config.model_dump(mode="json", exclude={"budget", "name"})]
     checkpoints = None if task.store is None else task.store.of("merged", identity)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from delta.config import Strict, read_yaml
+from delta.config import Strict, read_change, read_yaml
 from delta.errors import ConfigError
 from delta.training.config import TrainConfig
 
@@ -115,16 +114,7 @@ class RunConfig(TrainConfig):
         value = read_yaml(path)
         value.setdefault("data", "embedded")
         for change in changes:
-            keys, equals, text = change.partition("=")
-            if not equals or not all(keys.split(".")):
-                raise ConfigError(
-                    f"--set {change!r} is no change; write key=value, such as noise={{epsilon: 8}}"
-                )
-            try:
-                new = yaml.safe_load(text)
-            except yaml.YAMLError:
-                raise ConfigError(f"--set {change!r}: {text!r} is not YAML") from None
-            *outer, last = keys.split(".")
+            (*outer, last), new = read_change(change)
             place = value
             for key in outer:
                 inner = place.get(key)

@@ -11,7 +11,7 @@ import torch
 from delta.bundle.manifest import Manifest
 from delta.bundle.store import CloudPart, load_cloud_part
 from delta.device import device_of
-from delta.errors import CloudMismatchError, ConfigError, RequestError
+from delta.errors import BundleError, CloudMismatchError, ConfigError, RequestError
 from delta.methods.registry import load_plugin, method_class
 from delta.methods.schema import PREDICT, CloudHalf, is_predict
 from delta.transport.base import Binding
@@ -182,6 +182,11 @@ def _load(path: Path, config: ServerConfig) -> HostedModel:
     part = load_cloud_part(path)
     method = method_class(part.manifest.method)
     half = method.cloud_half(part, device=torch.device(config.device), allowed=config.allow)
+    if not half.operations:
+        raise BundleError(
+            f"bundle {path}: method {part.manifest.method!r} runs on the private side alone; there is nothing to "
+            "serve"
+        )
     return host_part(
         part, half, exchange_message_bytes=config.exchange_message_bytes, queue_records=config.queue_records
     )

@@ -18,7 +18,7 @@ from delta.methods.base import COST_FIELDS, Method, Prediction, RecordIds
 from delta.methods.registry import method_class, method_names
 from delta.methods.schema import CloudHalf, Operation
 from delta.transport.inprocess import InProcessTransport
-from tests.clouds import Recorded, ScriptedCloud, honest, hostile_clouds
+from tests.clouds import Recorded, ScriptedCloud, honest, hostile_clouds, spoilt
 from tests.method_cases import CASES, ONE_A_METHOD, Case, case_of
 from tests.non_interference import interferences
 from tests.trained import Trained
@@ -162,7 +162,7 @@ class _Breaking:
                 return {name: t[..., :-1] for name, t in outputs.items()}
             if self._how == "wrong names":
                 return {f"{name}-canary": t for name, t in outputs.items()}
-            return {name: torch.full_like(t, torch.nan) for name, t in outputs.items()}
+            return {name: spoilt(t, torch.nan) for name, t in outputs.items()}
 
         return run
 

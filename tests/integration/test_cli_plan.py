@@ -62,6 +62,40 @@ def test_the_ceiling_is_printed_before_anything_is_trained(run):
     assert "0.5 bits a release" in done.out
 
 
+def test_cryptographic_inference_is_modelled_beside_the_plan(run, own, tmp_path):
+    call = (
+        "plan",
+        "--model",
+        f"{own}:Net",
+        "--at",
+        "body",
+        "--input",
+        "1x16x16",
+        "--rank",
+        4,
+        "--main",
+        "light",
+    )
+    done = run(*call, "--mpc", "--json", tmp_path / "plan.json")
+    assert (done.code, done.err) == (0, "")
+    relus = 8 * 16 * 16 + 8 * 8 * 8
+    for words in ("private MACs", "modelled, nothing was run", f"{relus:,} ReLUs", "lookup tables (Tabula)"):
+        assert words in done.out
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["mpc"]["modelled"] is True
+    assert figures["mpc"]["counted"]["relus"] == relus
+    assert figures["mpc"]["counted"]["macs"] == figures["macs"]["whole"]
+    assert {cost["name"] for cost in figures["mpc"]["protocols"]} == {
+        "garbled_circuits",
+        "circa",
+        "lookup_tables",
+    }
+
+    fails(run("plan", "--classes", 10, "--sweep", "--mpc"), ConfigError, "--sweep")
+    run(*call, "--json", tmp_path / "plain.json")
+    assert "mpc" not in json.loads((tmp_path / "plain.json").read_text())
+
+
 def test_a_sweep_ranks_split_points_of_ones_own_model(run, own, tmp_path):
     done = run(
         "plan", "--model", f"{own}:Net", "--input", "1x16x16", "--sweep", "--rank", 4, "--json", "sweep.json"

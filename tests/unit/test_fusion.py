@@ -3,7 +3,7 @@ import torch
 
 from delta.errors import CloudAnswerError
 from delta.methods.delta.fusion import certified_fraction, check_answer, fuse
-from delta.training.fusion import fit_alpha
+from delta.training.fusion import fit_alpha, mcnemar
 
 
 def _logits(labels, classes, *, strength, noise, seed):
@@ -104,3 +104,23 @@ def test_no_cloud_flips_a_certified_record():
 def test_a_bad_answer_is_refused(bad):
     with pytest.raises(CloudAnswerError):
         check_answer(bad, records=2, classes=4)
+
+
+def test_a_cloud_that_only_sharpens_what_was_right_gets_none():
+    """More likelihood and the same answers: nobody would give bits away for that."""
+    generator = torch.Generator().manual_seed(11)
+    main = _logits(LABELS, 10, strength=2.0, noise=1.0, seed=12)
+    right = main.argmax(1)
+    cloud = torch.zeros(600, 10)
+    cloud[torch.arange(600), right] = torch.where(right == LABELS, 1.0, 0.2) + 0.1 * torch.rand(
+        600, generator=generator
+    )
+    assert fit_alpha(main, cloud, LABELS, alpha_max=4.0, bound=20.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 1 / 32), (4, 1, 6 / 32), (1, 4, 31 / 32), (0, 5, 1.0)]
+)
+def test_the_test_of_a_gain_is_exact(gained, lost, p):
+    assert mcnemar(gained, lost) == pytest.approx(p, abs=1e-12)
+    assert 0.4 < mcnemar(3000, 3000) < 0.6  # no overflow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any, ClassVar
@@ -21,10 +20,12 @@ from delta.methods.delta.asking import Outcome, ask, outcome_of
 from delta.methods.delta.cloud import DeltaCloud, load_cloud_model
 from delta.methods.delta.fusion import certified_fraction, fuse
 from delta.methods.delta.parts import load_private_parts
+from delta.methods.delta.timeline import Timeline
 from delta.methods.failures import reason_of
 from delta.methods.records import dense_records
 from delta.methods.registry import register_method
 from delta.methods.schema import CloudHalf
+from delta.models.runtime import Runner
 from delta.privacy.ledger import InMemoryLedger, Ledger
 from delta.release.ids import RecordIds
 from delta.release.memo import InMemoryMemo, ReleaseMemo
@@ -46,6 +47,7 @@ class DeltaMethod(Method):
         protects=("query input",),
         rests_on=("local DP",),
         trains=False,
+        releases=True,
     )
 
     def __init__(
@@ -56,6 +58,7 @@ class DeltaMethod(Method):
         memo: ReleaseMemo | None = None,
         ledger: Ledger | None = None,
         allow: Collection[str] = (),
+        runtime: str = "eager",
     ) -> None:
         own = {bundle.manifest.architecture.target} if bundle.made_here else set()
         parts = load_private_parts(bundle, allowed=own | set(allow))
@@ -65,7 +68,8 @@ class DeltaMethod(Method):
                 "method 'delta' needs a release configuration in the manifest; train the bundle again"
             )
         self._bundle = bundle
-        self._main = parts.main
+        # The main model alone: what stands before a release must round as it always did.
+        self._main = Runner(parts.main, runtime, example=torch.zeros(1, *parts.decomposer.main_shape))
         self._input = manifest.input
         self._classes = len(manifest.class_names)
         self._releaser = Releaser(
@@ -93,7 +97,11 @@ class DeltaMethod(Method):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, **options: Any) -> DeltaMethod:  # noqa: ANN401
-        """Build the private half; options are `key`, `memo`, `ledger` and `allow` (import targets)."""
+        """Build the private half.
+
+        Options are `key`, `memo`, `ledger`, `allow` (import targets) and `runtime` (of the main model; see
+        `delta.models.runtime`).
+        """
         return cls(bundle, **options)
 
     @property
@@ -113,19 +121,21 @@ class DeltaMethod(Method):
         transport: never on a logit (I1).
         """
         x = dense_records(x, self._input.shape)
-        started = time.perf_counter()
+        timeline = Timeline()
         released = self._releaser.release(x, ids)
+        own_s = timeline.mark("backbone, decomposition and release")
         requests, refusal = self._send(released)
-        with torch.inference_mode():
-            z_main: Tensor = self._main(released.main_input).float()
-        own_s = time.perf_counter() - started
+        timeline.sent(requests)
+        own_s += timeline.mark("send")
+        z_main = self._main(released.main_input)
+        own_s += timeline.mark("main model")
 
         outcome = outcome_of(requests, records=len(x), classes=self._classes, deadline_s=self._deadline_s)
         z_cloud, failure = outcome.logits, refusal or outcome.failure
-        fusing = time.perf_counter()
+        waited_s = timeline.mark("wait")
         logits = z_main if z_cloud is None else fuse(z_main, z_cloud, alpha=self._alpha, bound=self._bound)
-        ended = time.perf_counter()
-        cost = self._cost(outcome, sent=bool(requests), own_s=own_s + ended - fusing, wall_s=ended - started)
+        own_s += timeline.mark("fuse")
+        cost = self._cost(outcome, sent=bool(requests), own_s=own_s, wall_s=own_s + waited_s)
         return Prediction(
             logits=logits,
             cost=cost,
@@ -136,6 +146,7 @@ class DeltaMethod(Method):
                 "z_main": z_main,
                 "z_cloud": z_cloud,
                 "payload": released.payload,
+                "timeline": [vars(event) for event in timeline.events()],
                 "certified": certified_fraction(z_main, alpha=self._alpha, bound=self._bound),
             },
         )

@@ -1,0 +1,116 @@
+"""`delta bench latency` and `scale`, on the embedded network: every method, over real processes and sockets."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from delta.bench.contenders import bench_methods
+from delta.errors import ConfigError, DeltaError, ModelError, UnknownMethodError
+from delta.methods.base import COST_FIELDS
+from delta.methods.registry import method_class
+from tests.commands import fails
+
+QUICK = ("--batch", "2", "--rounds", "3", "--seconds", "0.1")
+DELTA_STEPS = {"train stage 1", "train one-shot", "train interactive"}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "delta.cli", "bench", "latency", *QUICK, "--enclave", "sgx1-128"]
+    command += ["--plots", str(folder), "--json", str(folder / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "out.json").read_text()), done, folder
+
+
+def test_every_method_is_timed_with_every_field(figures):
+    rows = figures[0]["rows"]
+    methods = {row["method"] for row in rows if row["phase"] == "infer"}
+    assert methods == set(bench_methods())
+    for row in rows:
+        assert (row["batch"], row["threads"], row["link"]) == (2, 1, "none")
+        assert row["samples"] >= 3
+        assert 0 < row["ms_min"] <= row["ms_median"] <= row["ms_max"]
+        assert all(math.isfinite(row[name]) and row[name] >= 0 for name in COST_FIELDS)
+        assert row["speedup_vs_private_only"] > 0  # whatever the network, its own baseline ran
+        if method_class(row["method"]).facts.offloads and row["phase"] != "train stage 1":
+            assert row["bytes_up"] > 0
+    ways = {row["phase"] for row in rows if row["method"] == "delta"}
+    assert ways == {"infer", *DELTA_STEPS}
+    for method in methods - {"delta"}:
+        trained = any(row["method"] == method and row["phase"] == "train" for row in rows)
+        assert trained == method_class(method).facts.trains
+
+
+def test_ratios_stay_within_a_network(figures):
+    rows = figures[0]["rows"]
+    assert len({row["network"] for row in rows}) == 2  # one runs encrypted from end to end
+    for row in rows:
+        if row["method"] == "private-only":
+            assert row["speedup_vs_private_only"] == 1.0
+    delta = next(row for row in rows if row["method"] == "delta" and row["phase"] == "infer")
+    main_only = next(row for row in rows if row["method"] == "main-only" and row["phase"] == "infer")
+    assert 0 < main_only["private_macs"] <= delta["private_macs"]
+    assert delta["speedup_vs_main_only"] == pytest.approx(main_only["ms_median"] / delta["ms_median"])
+
+
+def test_modelled_figures_stand_apart(figures):
+    found, done, _ = figures
+    assert all(row["modelled"] for row in found["modelled"])
+    assert all("modelled" not in row for row in found["rows"])
+    assert all(row["low_ms"] <= row["typical_ms"] <= row["high_ms"] for row in found["modelled"])
+    assert "modelled, not measured" in done.stdout
+
+
+def test_plots_are_drawn(figures):
+    for name in ("latency.png", "bytes.png", "timeline.png"):
+        assert (figures[2] / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_scale_over_clients_runs_them_at_once(run, tmp_path):
+    out = tmp_path / "scale.json"
+    done = run(
+        *(
+            "bench",
+            "scale",
+            "--axis",
+            "clients",
+            "--values",
+            "1,2",
+            "--methods",
+            "cloud-only",
+            "--batch",
+            "2",
+        ),
+        *("--size", "16", "--rounds", "3", "--seconds", "0.1", "--json", out),
+    )
+    assert done.code == 0, done.err
+    rows = [row for row in json.loads(out.read_text())["rows"] if row["method"] == "cloud-only"]
+    assert [row["clients"] for row in rows] == [1, 2]
+    assert rows[1]["samples"] == 2 * rows[0]["samples"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (("latency", "--methods", "slalum"), UnknownMethodError, "unknown method 'slalum'"),
+        (("latency", "--methods", ","), ConfigError, "names no method"),
+        (("latency", "--threads", "0"), ConfigError, "--threads '0'"),
+        (("latency", "--batch", "x"), ConfigError, "--batch 'x'"),
+        (("latency", "--link", "fast"), ConfigError, "--link 'fast' is no link"),
+        (("latency", "--link", "0:5"), ConfigError, "is no link"),
+        (("latency", "--enclave", "sgx9"), ConfigError, "--enclave: "),
+        (("latency", "--input", "28x28"), ConfigError, "28x28"),
+        (("latency", "--model", "resnet19"), ModelError, "resnet19"),
+        (("latency", "--device", "cuda:97"), ConfigError, "cuda:97"),
+        (("scale", "--values", "1,2"), ConfigError, "--axis"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(run, arguments, error: type[DeltaError], text):
+    fails(run("bench", *arguments), error, text)
