@@ -13,7 +13,7 @@ from delta.training.private_stage import input_spec
 
 __all__ = ["chosen_methods", "contenders_of", "network_of"]
 
-_CALIBRATION = 64
+_CALIBRATION = 16
 _ENCRYPTED, _DIGITS = "he_cnn", (1, 32, 32)
 
 

@@ -59,15 +59,15 @@ def time_in_turn(
     spent = [0.0] * len(cases)
     for number in range(rounds):
         told(f"round {number + 1}/{rounds}")
-        for index, (timed, case) in enumerate(cases):
-            if spent[index] > seconds and number >= _LEAST:
-                continue
-            gc.collect()
-            gc.disable()
-            started = time.perf_counter()
-            try:
+        gc.collect()
+        gc.disable()
+        try:
+            for index, (timed, case) in enumerate(cases):
+                if spent[index] > seconds and number >= _LEAST:
+                    continue
+                started = time.perf_counter()
                 timed.samples.append(case.run())
-            finally:
-                gc.enable()
-            spent[index] += time.perf_counter() - started
+                spent[index] += time.perf_counter() - started
+        finally:
+            gc.enable()
     return [timed for timed, _ in cases]

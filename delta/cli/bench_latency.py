@@ -24,7 +24,7 @@ __all__ = ["latency", "link_of", "numbers"]
 def latency(
     methods: Annotated[str, typer.Option(help="all, or names with commas between.")] = "all",
     model: Annotated[
-        str, typer.Option(help="resnet18, resnet34, resnet_small, or package.module:callable.")
+        str, typer.Option(help="resnet18, resnet34, resnet_small, he_cnn, or package.module:callable.")
     ] = "resnet_small",
     input: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of a record.")] = "1x32x32",
     classes: Annotated[int, typer.Option(min=2, help="Of one of our models.")] = 10,

@@ -25,7 +25,7 @@ def scale(
     ] = None,
     methods: Annotated[str, typer.Option(help="all, or names with commas between.")] = "delta,cloud-only",
     model: Annotated[
-        str, typer.Option(help="resnet18, resnet34, resnet_small, or package.module:callable.")
+        str, typer.Option(help="resnet18, resnet34, resnet_small, he_cnn, or package.module:callable.")
     ] = "resnet_small",
     channels: Annotated[int, typer.Option(min=1, help="Of a record.")] = 1,
     size: Annotated[int, typer.Option(min=4, help="Height and width of a record.")] = 32,

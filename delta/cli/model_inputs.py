@@ -8,7 +8,7 @@ from delta.errors import ConfigError
 
 __all__ = ["MODEL", "arguments_of", "shape_of"]
 
-MODEL = "resnet18, resnet34, resnet_small, or your own as package.module:callable."
+MODEL = "resnet18, resnet34, resnet_small, he_cnn, or your own as package.module:callable."
 """Help of `--model`."""
 
 

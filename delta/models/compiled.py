@@ -68,7 +68,7 @@ def _library(module: nn.Module, example: Tensor, sizes: Any) -> Callable[[Tensor
         with torch.inference_mode(False), torch.no_grad():
             x = example.clone()
             program = torch.export.export(module, (x,), dynamic_shapes=sizes).module()
-            path = aot_compile(program, (x,), options={"freezing": True})
+            path = str(aot_compile(program, (x,), options={"freezing": True}))
         # Once loaded, a library needs its file no more.
         runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
 

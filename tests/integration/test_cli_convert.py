@@ -203,9 +203,9 @@ def test_it_trains_and_measures_and_says_how(run, tmp_path):
     assert figures["answered_alone"] == 0
     assert figures["tee"] == "simulated"
     loaded = load_bundle(bundle)
-    # The half that trained was in this process: the one that is served only answers, and has seen no label.
+    # The half that trained was in this process: the one that is served only answers. Its weights know the labels.
     assert "plan" not in loaded.manifest.settings
-    assert loaded.manifest.labels == "none"
+    assert loaded.manifest.labels == "disclosed"
     assert loaded.facts.figures == {"cloud-only": figures["accuracy"]}
     assert loaded.manifest.lineage["epochs"] == "4"
 

@@ -144,3 +144,14 @@ def test_memo_keeps_what_was_first():
 def test_ids_are_one_a_record(ids):
     with pytest.raises(InputError, match="one a record"):
         ids.check(2)
+
+
+def test_a_batch_draws_what_each_release_draws():
+    key = NoiseKey(bytes(range(32)))
+    identities = [
+        dataclasses.replace(BASE, record=str(i), subject=subject) for i, subject in enumerate("aab")
+    ]
+    together = key.batch_uniforms(identities, 16)
+    assert together.dtype == torch.uint64
+    assert torch.equal(together, torch.stack([key.uniforms(one, 16) for one in identities]))
+    assert len({tuple(row) for row in together.tolist()}) == 3

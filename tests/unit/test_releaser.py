@@ -414,3 +414,23 @@ def test_the_hash_of_a_backbone_is_of_what_it_computes():
     assert len({component_hash(v.state_dict()) for v in variants}) == 1
     assert len({computation_hash(v) for v in variants}) == len(variants)
     assert computation_hash(stack(nn.ReLU())) == computation_hash(stack(nn.ReLU()))
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+def test_how_many_records_pass_the_backbone_at_once_changes_no_bit(choices, monkeypatch):
+    x = synthetic_images(21, (3, 16, 16), 8)
+    whole = make(**choices).release(x)
+    monkeypatch.setattr(releaser_module, "_IR_BYTES", 4 * 16 * 16 * 16 * 3)  # three records
+    parts = make(**choices).release(x)
+    assert torch.equal(parts.payload, whole.payload)
+    assert torch.equal(parts.main_input, whole.main_input)
+
+
+def test_records_pass_the_backbone_together_where_their_place_might_round_their_bits():
+    passes = releaser_module.backbone_passes
+    cpu = torch.device("cpu")
+    assert passes(32, ir_shape=(64, 32, 32), device=cpu) == 4
+    assert passes(33, ir_shape=(64, 32, 32), device=cpu) == 5
+    assert passes(1, ir_shape=(64, 224, 224), device=cpu) == 1
+    assert passes(64, ir_shape=(64, 14, 14), device=cpu) == 1
+    assert passes(64, ir_shape=(64, 32, 32), device=torch.device("cuda")) == 1

@@ -18,7 +18,7 @@ from delta.training.checkpoint import Checkpoint, CheckpointStore
 from delta.training.cloud_trainer import InteractiveTrainer
 from delta.training.config import FitConfig, TrainConfig
 from delta.training.fit import fit
-from delta.training.interactive import _Main
+from delta.training.interactive import MergedMain
 from tests.small_fit import STEPS, small_fit
 from tests.trained import settings
 from tests.training_jobs import dataset_spec, job_spec, stored_releases
@@ -157,7 +157,7 @@ def test_the_clouds_side_holds_its_checkpoints_until_it_is_closed(tmp_path):
 # The private side
 
 
-def _main(*, width: int = 8) -> _Main:
+def _main(*, width: int = 8) -> MergedMain:
     decomposer = Decomposer(
         channels=2, height=8, width=8, rank=1, block=4, keep=2, kind="pca", basis=pca_basis(_images(8), 1)
     ).eval()
@@ -167,21 +167,21 @@ def _main(*, width: int = 8) -> _Main:
         main = nn.Sequential(nn.Flatten(), nn.Linear(seen, width), nn.Dropout(0.5), nn.Linear(width, 3))
     parts = PrivateParts(nn.Identity(), decomposer, nn.Identity(), main)
     config = TrainConfig.of(settings(augment="shift"))
-    return _Main(parts, config, steps=EXCHANGES, device=CPU)
+    return MergedMain(parts, config, steps=EXCHANGES, device=CPU)
 
 
 def _images(count: int, *, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def _steps(main: _Main, upto: int) -> None:
+def _steps(main: MergedMain, upto: int) -> None:
     while main.state.step < upto:
         step = main.state.step
         z_cloud = None if step % 2 else torch.full((4, 3), 0.5)
         main.step(_images(4, seed=step), torch.arange(4) % 3, z_cloud)
 
 
-def _again(main: _Main, folder: Path) -> Checkpoint:
+def _again(main: MergedMain, folder: Path) -> Checkpoint:
     _store(folder).save(main.state.checkpoint())
     found = _store(folder).latest()
     assert found is not None
