@@ -88,6 +88,7 @@ def _timed(job: PrivateJob) -> list[Timed]:
                     seed=job.seed,
                     connect=connect,
                     training=training,
+                    runtime=job.runtime,
                     train=job.train and job.link is None,  # a shaped link carries requests, not trainings
                 ):
                     case = make()

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from delta.bench.timing import Timed
 from delta.config import Strict
+from delta.models.runtime import Runtime
 
 __all__ = ["READY", "Link", "PrivateJob", "Subject", "timed_from_json", "timed_to_json"]
 
@@ -45,6 +46,7 @@ class PrivateJob(Strict):
         seconds: that one case may take over all rounds.
         link: between the two sides; none: as it is.
         train: whether training steps are timed, too.
+        runtime: of the private models that have a choice.
         seed: of the records.
     """
 
@@ -57,6 +59,7 @@ class PrivateJob(Strict):
     seconds: float = Field(gt=0)
     link: Link | None = None
     train: bool = True
+    runtime: Runtime = "eager"
     seed: int = 0
 
 

@@ -14,6 +14,7 @@ from delta.bench.rows import Row, rows_of
 from delta.bench.timing import Timed
 from delta.bundle.store import save_bundle
 from delta.methods.registry import method_class
+from delta.models.runtime import Runtime
 
 __all__ = ["Launchers", "Schedule", "cores_of", "run_latency"]
 
@@ -44,6 +45,7 @@ class Schedule:
         rounds: at most.
         seconds: that one case may take over all rounds.
         train: whether training steps are timed, too.
+        runtime: of the private models that have a choice; see `delta.models.runtime`.
         clients: private processes at a time.
         seed: of the records.
     """
@@ -54,6 +56,7 @@ class Schedule:
     rounds: int = 7
     seconds: float = 30.0
     train: bool = True
+    runtime: Runtime = "eager"
     clients: int = 1
     seed: int = 0
 
@@ -116,6 +119,7 @@ def run_latency(
                     seconds=schedule.seconds,
                     link=schedule.link,
                     train=schedule.train,
+                    runtime=schedule.runtime,
                     seed=schedule.seed,
                 )
                 told(f"private side with {threads} thread(s)")
@@ -124,6 +128,7 @@ def run_latency(
                     contenders={one.key: one for one in contenders},
                     threads=threads,
                     link="none" if schedule.link is None else str(schedule.link),
+                    runtime=schedule.runtime,
                 )
     return rows
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from delta.bench.cases import INFER, ROUND_TRIP, TRAIN
+from delta.bench.cases import INFER, ROUND_TRIP, RUNTIME_METHODS, TRAIN
 from delta.bench.contenders import BASELINE, Contender
 from delta.bench.timing import Timed
 from delta.methods.base import COST_FIELDS
@@ -27,6 +28,7 @@ def rows_of(
     contenders: Mapping[str, Contender],
     threads: int,
     link: str,
+    runtime: str = "eager",
 ) -> list[Row]:
     """Rows of one private process.
 
@@ -35,14 +37,15 @@ def rows_of(
         contenders: by key.
         threads: of the private side.
         link: as rows name it; `none` without a shaped link.
+        runtime: of inference with the private models that have a choice.
 
     Returns:
-        `method`, `network`, `phase`, `batch`, `threads`, `link`, `samples`, `ms_median`, `ms_min`, `ms_max`, the
-        medians of the fields of `Cost`, `private_weights_mib`, `extras` (medians of what the method reports
-        beside), and `speedup_vs_private_only`: the baseline's median over this one's, of the same network, batch
-        and phase (every way to train against a step that trains the whole model); none where the baseline did
-        not run.
-        `speedup_vs_main_only`: the same against main-only of no more private MACs.
+        `method`, `network`, `phase`, `batch`, `threads`, `link`, `runtime`, `samples`, `ms_median`, `ms_min`,
+        `ms_max`, the medians of the fields of `Cost`, `private_weights_mib`, `extras` (medians of what the method
+        reports beside), and `speedup_vs_private_only`: the baseline's median over this one's, of the same network,
+        batch and phase (every way to train against a step that trains the whole model); none where the baseline
+        did not run. `speedup_vs_main_only`: the same against the main-only of the nearest private MACs; none for
+        methods that compute nothing on the private side.
     """
     found = []
     for one in timed:
@@ -55,6 +58,7 @@ def rows_of(
                 "batch": one.batch,
                 "threads": threads,
                 "link": link,
+                "runtime": runtime if contender.method in RUNTIME_METHODS and one.phase == INFER else "eager",
                 "samples": len(one.samples),
                 **_spread([sample["ms"] for sample in one.samples]),
                 **{name: statistics.median(s[name] for s in one.samples) for name in COST_FIELDS},
@@ -67,9 +71,12 @@ def rows_of(
         alike = [other for other in found if _setting(other) == _setting(row)]
         baseline = [other["ms_median"] for other in alike if other["method"] == BASELINE]
         row["speedup_vs_private_only"] = baseline[0] / row["ms_median"] if baseline else None
-        small = [o for o in alike if o["method"] == "main-only" and o["private_macs"] <= row["private_macs"]]
-        best = max(small, key=lambda other: other["private_macs"], default=None)
-        row["speedup_vs_main_only"] = None if best is None else best["ms_median"] / row["ms_median"]
+        small = [other for other in alike if other["method"] == "main-only"]
+        if small and row["private_macs"]:
+            nearest = min(small, key=lambda other: abs(math.log(other["private_macs"] / row["private_macs"])))
+            row["speedup_vs_main_only"] = nearest["ms_median"] / row["ms_median"]
+        else:
+            row["speedup_vs_main_only"] = None
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,6 +42,10 @@ def latency(
         str, typer.Option(help="none, or MBITS:MS of a simulated link, such as 100:5; inference only.")
     ] = "none",
     train: Annotated[bool, typer.Option(help="Whether training steps are timed, too.")] = True,
+    runtime: Annotated[
+        Literal["eager", "folded", "bfloat16", "compiled", "compiled-bfloat16"],
+        typer.Option(help="Of inference with private-only, main-only and Delta's main model."),
+    ] = "eager",
     rounds: Annotated[int, typer.Option(min=3, help="Each runs every case once, in turn.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.1, help="That one case may take over all rounds.")] = 30.0,
     device: Annotated[str, typer.Option(help="Of the cloud: cpu, cuda or cuda:N.")] = "cpu",
@@ -72,6 +76,7 @@ def latency(
         rounds=rounds,
         seconds=seconds,
         train=train,
+        runtime=runtime,
         seed=seed,
     )
     budgets = (None,) if private_macs is None else numbers(private_macs, "--private-macs")

@@ -52,7 +52,7 @@ def _setting(row: Row) -> tuple[str, int, int, str]:
 def _cells(row: Row) -> list[str]:
     batch = row["batch"]
     return [
-        row["method"],
+        row["method"] + ("" if row["runtime"] == "eager" else f" ({row['runtime']})"),
         row["phase"],
         f"{row['ms_median']:.2f} ({row['ms_min']:.2f} to {row['ms_max']:.2f})",
         f"{row['private_ms']:.2f} / {row['cloud_ms']:.2f}",

@@ -29,8 +29,8 @@ __all__ = ["Released", "Releaser", "backbone_passes", "component_hash"]
 _TOGETHER = 64
 """Records that are decomposed together: bounds the memory of a large call."""
 _IR_BYTES = 2**21
-"""On a CPU, records pass the backbone so few at a time that their IR still lies in its cache when it is read
-again; each passing is worth some hundred microseconds of work, so fewer are slower."""
+"""On a CPU, many records pass the backbone so few at a time that their IR, so many bytes a thread, still lies
+in the cache when it is read again; each pass has a price, so fewer are slower."""
 
 
 def backbone_passes(records: int, *, ir_shape: tuple[int, int, int], device: torch.device) -> int:
@@ -38,7 +38,8 @@ def backbone_passes(records: int, *, ir_shape: tuple[int, int, int], device: tor
     channels, height, width = ir_shape
     if device.type != "cpu" or height * width % 16:
         return 1
-    return math.ceil(records / max(2, _IR_BYTES // (4 * channels * height * width)))
+    at_once = max(2, torch.get_num_threads() * _IR_BYTES // (4 * channels * height * width))
+    return 1 if records <= 2 * at_once else math.ceil(records / at_once)
 
 
 @dataclass(frozen=True)

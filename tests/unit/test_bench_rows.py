@@ -21,6 +21,7 @@ METHODS = {
     "p": ("private-only", "net"),
     "q": ("private-only", "other net"),
     "d": ("delta", "net"),
+    "c": ("cloud-only", "net"),
     "small": ("main-only", "net"),
     "large": ("main-only", "net"),
 }
@@ -59,36 +60,42 @@ def test_each_ratio_is_of_the_same_network_batch_and_kind_of_phase():
     assert rows["private-only", "other net", "infer", 8]["speedup_vs_private_only"] == 1.0
 
 
-def test_main_only_is_the_largest_of_no_more_private_macs():
+def test_main_only_is_the_one_of_the_nearest_private_macs():
     rows = _rows(
         _timed("small", "infer", 8, 1.0, private_macs=10.0),
         _timed("large", "infer", 8, 2.0, private_macs=20.0),
-        _timed("d", "infer", 8, 4.0, private_macs=25.0),
+        _timed("d", "infer", 8, 4.0, private_macs=18.0),
+        _timed("c", "infer", 8, 4.0, private_macs=0.0),
     )
     assert rows["delta", "net", "infer", 8]["speedup_vs_main_only"] == 0.5
-    alone = _rows(
-        _timed("large", "infer", 8, 2.0, private_macs=20.0), _timed("d", "infer", 8, 4.0, private_macs=15.0)
-    )
+    assert rows["cloud-only", "net", "infer", 8]["speedup_vs_main_only"] is None
+    alone = _rows(_timed("d", "infer", 8, 4.0, private_macs=15.0))
     assert alone["delta", "net", "infer", 8]["speedup_vs_main_only"] is None
 
 
 class _Counted:
-    def __init__(self, name, log):
-        self.name, self.log = name, log
+    def __init__(self, name, log, ms):
+        self.name, self.log, self.ms = name, log, ms
 
     def run(self):
         self.log.append(self.name)
-        return {"ms": 1.0}
+        return {"ms": self.ms}
 
 
 def test_cases_take_turns_and_a_spent_one_sits_out_after_three():
-    log = []
-    cases = [(Timed(name, "infer", 1), _Counted(name, log)) for name in "ab"]
-    begun = []
+    log, begun = [], []
+    cases = [(Timed(name, "infer", 1), _Counted(name, log, 1e3)) for name in "ab"]
     found = time_in_turn(cases, rounds=5, seconds=0.0, warm_up=1, ready=lambda: begun.append(len(log)))
-    assert log == ["a", "b"] * 4
+    assert log == ["a", "b", "a", "a", "b", "b", "a", "b", "a", "b"]  # twice until it is known to be long
     assert begun == [2]
     assert [len(one.samples) for one in found] == [3, 3]
+
+
+def test_a_short_case_counts_once_it_is_warm():
+    log = []
+    timed = Timed("a", "infer", 1)
+    time_in_turn([(timed, _Counted("a", log, 1.0))], rounds=4, seconds=60.0, warm_up=0)
+    assert (len(log), len(timed.samples)) == (8, 4)
 
 
 @pytest.mark.parametrize(

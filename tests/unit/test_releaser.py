@@ -431,6 +431,7 @@ def test_records_pass_the_backbone_together_where_their_place_might_round_their_
     cpu = torch.device("cpu")
     assert passes(32, ir_shape=(64, 32, 32), device=cpu) == 4
     assert passes(33, ir_shape=(64, 32, 32), device=cpu) == 5
-    assert passes(1, ir_shape=(64, 224, 224), device=cpu) == 1
+    assert passes(16, ir_shape=(64, 32, 32), device=cpu) == 1  # two passes gain nothing
+    assert passes(5, ir_shape=(64, 224, 224), device=cpu) == 3
     assert passes(64, ir_shape=(64, 14, 14), device=cpu) == 1
     assert passes(64, ir_shape=(64, 32, 32), device=torch.device("cuda")) == 1
