@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     """Latency and bytes of all rows, and the timeline of one inference of Delta."""
     from delta.bench.plots import plot_bytes, plot_latency, plot_timeline
 
-    plot_latency(rows, folder / "latency.png")
+    plot_latency([row for row in rows if row["phase"] != "round trip"], folder / "latency.png")
     sent = [row for row in rows if row["phase"] == "infer" and row["bytes_up"]]
     if sent:
         plot_bytes(sent, folder / "bytes.png")
