@@ -42,9 +42,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{_ms(row['private_ms'])} / {_ms(row['cloud_ms'])}",
             _times(row["speedup_vs_private_only"]),
             _times(row["speedup_vs_main_only"]),
-            f"{row['bytes_up'] / batch:,.0f} / {row['bytes_down'] / batch:,.0f}",
-            f"{row['round_trips']:.0f}",
-            f"{row['private_macs'] / 1e6:.1f} M / {row['cloud_macs'] / 1e6:.1f} M",
+            f"{_count(row['bytes_up'], batch)} / {_count(row['bytes_down'], batch)}",
+            _count(row["round_trips"], 1),
+            f"{_macs(row['private_macs'])} / {_macs(row['cloud_macs'])}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -54,7 +54,17 @@ def _setting(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["network"], row["batch"], row["threads"], row["link"]
 
 
-def _ms(value: float) -> str:
+def _count(value: float | None, records: int) -> str:
+    return "–" if value is None else f"{value / records:,.0f}"
+
+
+def _macs(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:.1f} M"
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

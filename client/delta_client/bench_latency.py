@@ -87,9 +87,9 @@ def _timed(job: PrivateJob) -> list[Timed]:
                     batch=batch,
                     seed=job.seed,
                     connect=connect,
-                    training=training,
+                    training=training if job.link is None else None,  # a shaped link carries requests alone
                     runtime=job.runtime,
-                    train=job.train and job.link is None,  # a shaped link carries requests, not trainings
+                    train=job.train,
                 ):
                     case = make()
                     stack.callback(case.close)

@@ -17,7 +17,7 @@ from delta.bundle.manifest import Manifest
 from delta.bundle.store import Bundle
 from delta.decomposition.basis import synthetic_images
 from delta.errors import CloudError
-from delta.methods.base import Cost, Method
+from delta.methods.base import COST_FIELDS, Cost, Method
 from delta.methods.delta.parts import PrivateParts, load_private_parts
 from delta.methods.registry import method_class
 from delta.methods.schema import PREDICT
@@ -34,10 +34,10 @@ from delta.training.private_stage import MainPath
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.transport.base import Transport
 
-__all__ = ["INFER", "ROUND_TRIP", "RUNTIME_METHODS", "TRAIN", "Case", "Sample", "cases_of"]
+__all__ = ["INFER", "ROUND_TRIP", "RUNTIME_METHODS", "TRAIN", "UPLOAD", "Case", "Sample", "cases_of"]
 
 INFER, TRAIN, ROUND_TRIP = "infer", "train", "round trip"
-STAGE_1, ONE_SHOT, INTERACTIVE = "train stage 1", "train one-shot", "train interactive"
+STAGE_1, UPLOAD, INTERACTIVE = "train stage 1", "release and upload", "train interactive"
 _DEADLINE_S = 60.0
 _UPLOAD_BATCHES = 4
 RUNTIME_METHODS = ("private-only", "main-only", "delta")
@@ -48,7 +48,7 @@ Connect = Callable[[Manifest], Transport]
 """Opens a session with the cloud that serves a bundle."""
 
 Sample = dict[str, Any]
-"""One measurement: `ms`, the fields of `Cost`, and what the method reports beside."""
+"""One measurement: `ms`, the fields of `Cost`, none where nothing was measured, and what the method reports beside."""
 
 
 class Case(ABC):
@@ -74,17 +74,12 @@ class Case(ABC):
     def _sample(self, ms: float, cost: Cost, **more: Any) -> Sample:  # noqa: ANN401
         return {"ms": ms, **cost.to_json(), **more}
 
-    def _cost(self, *, private_ms: float, wall_ms: float, **known: float) -> Cost:
+    def _own(self, ms: float, *, private_ms: float, **known: float) -> Sample:
+        """A sample of what no method reports: fields that nobody measured are none (I8)."""
         facts = self.bundle.facts
-        fields: dict[str, Any] = {"cloud_ms": 0.0, "bytes_up": 0, "bytes_down": 0, "round_trips": 0, **known}
-        return Cost(
-            private_ms=private_ms,
-            wall_ms=wall_ms,
-            private_macs=facts.private_macs,
-            cloud_macs=facts.cloud_macs,
-            peak_private_mib=facts.peak_private_bytes / 2**20,
-            **fields,
-        )
+        fields: dict[str, Any] = dict.fromkeys(COST_FIELDS)
+        fields |= {"private_ms": private_ms, "wall_ms": ms, "private_macs": facts.private_macs, **known}
+        return {"ms": ms, **fields}
 
 
 class InferCase(Case):
@@ -114,6 +109,12 @@ class InferCase(Case):
                 f"method {name!r} did without its cloud ({prediction.reason}): {prediction.detail}"
             )
         extras = {key: value for key, value in prediction.extras.items() if isinstance(value, (int, float))}
+        if self._transport is not None:  # once a session: in no call's bytes
+            keys = prediction.extras.get("setup_bytes", (0, 0))
+            sides = zip(
+                ("setup_bytes_up", "setup_bytes_down"), self._transport.handshake_bytes, keys, strict=True
+            )
+            extras |= {name: handshake + key for name, handshake, key in sides}
         ms -= extras.get(
             "precompute_ms", 0.0
         )  # it could have been done beforehand, and has a figure of its own
@@ -140,7 +141,7 @@ class RoundTripCase(Case):
         answer = self._transport.submit(PREDICT, {"bits": self._bits}, deadline_s=_DEADLINE_S).result()
         ms = 1e3 * (time.perf_counter() - started)
         known = {"bytes_up": answer.bytes_up, "bytes_down": answer.bytes_down, "round_trips": 1}
-        return self._sample(ms, self._cost(private_ms=0.0, wall_ms=ms, cloud_ms=answer.cloud_ms, **known))
+        return self._own(ms, private_ms=0.0, cloud_ms=answer.cloud_ms, cloud_macs=0, **known)
 
     def close(self) -> None:
         """Close the session."""
@@ -184,40 +185,46 @@ class StageOneCase(Case):
         started = time.perf_counter()
         self._stepper.step(self.x, self.y)
         ms = 1e3 * (time.perf_counter() - started)
-        return self._sample(ms, self._cost(private_ms=ms, wall_ms=ms))
+        nothing = dict.fromkeys(("cloud_ms", "cloud_macs", "bytes_up", "bytes_down", "round_trips"), 0)
+        return self._own(ms, private_ms=ms, **{**nothing, "private_macs": self._macs})
 
 
-class OneShotCase(Case):
-    """One-shot stage 2: what a batch costs the private side, which releases it once and uploads it."""
+class UploadCase(Case):
+    """One-shot stage 2: what a batch costs the private side, which releases it once and uploads it.
+
+    No step: the private side trains nothing in this stage, and the cloud trains by itself.
+    """
 
     def __init__(
         self, bundle: Bundle, x: Tensor, y: Tensor, *, parts: PrivateParts, cloud: TrainingCloud
     ) -> None:
-        super().__init__(ONE_SHOT, bundle, x, y)
+        super().__init__(UPLOAD, bundle, x, y)
         self._cloud, self._releaser = cloud, _releaser(bundle, parts)
         self._dataset = DatasetSpec(
             release=_release(bundle),
             classes=len(bundle.manifest.class_names),
             records=_UPLOAD_BATCHES * len(x),
         )
+        main = count_macs(parts.main, torch.zeros(1, *parts.decomposer.main_shape))
+        self._macs = bundle.facts.private_macs - main
 
     def run(self) -> Sample:
         """Upload a data set of some batches; figures are of one."""
-        name, up, down = secrets.token_hex(16), self._cloud.bytes_up, self._cloud.bytes_down
-        private = [0.0]
+        name, private = secrets.token_hex(16), [0.0]
         self._cloud.create(name, self._dataset)
+        up, down = self._cloud.bytes_up, self._cloud.bytes_down
         started = time.perf_counter()
         self._cloud.upload(name, self._chunks(private))
-        wall_ms = 1e3 * (time.perf_counter() - started) / _UPLOAD_BATCHES
+        ms = 1e3 * (time.perf_counter() - started) / _UPLOAD_BATCHES
         up, down = self._cloud.bytes_up - up, self._cloud.bytes_down - down
         self._cloud.delete(name)
-        cost = self._cost(
+        return self._own(
+            ms,
             private_ms=1e3 * private[0] / _UPLOAD_BATCHES,
-            wall_ms=wall_ms,
-            bytes_up=up // _UPLOAD_BATCHES,
-            bytes_down=down // _UPLOAD_BATCHES,
+            bytes_up=up / _UPLOAD_BATCHES,
+            bytes_down=down / _UPLOAD_BATCHES,
+            private_macs=self._macs,
         )
-        return self._sample(wall_ms, cost)
 
     def _chunks(self, private: list[float]) -> Iterator[UploadChunk]:
         for index in range(_UPLOAD_BATCHES):
@@ -228,7 +235,10 @@ class OneShotCase(Case):
 
 
 class InteractiveCase(Case):
-    """Interactive stage 2: a batch's bits up, its logits down, one step of the main model on the merged loss."""
+    """Interactive stage 2: a batch's stored bits up, its logits down, a step of the main model on the merged loss.
+
+    Bits are released once a record, whatever the epochs: what that takes is the upload's row.
+    """
 
     def __init__(
         self, bundle: Bundle, x: Tensor, y: Tensor, *, parts: PrivateParts, cloud: TrainingCloud
@@ -254,14 +264,14 @@ class InteractiveCase(Case):
         answered = time.perf_counter()
         self._main.step(self.x, self.y, logits)
         ended = time.perf_counter()
-        cost = self._cost(
+        return self._own(
+            1e3 * (ended - started),
             private_ms=1e3 * (ended - answered),
-            wall_ms=1e3 * (ended - started),
             bytes_up=self._cloud.bytes_up - up,
             bytes_down=self._cloud.bytes_down - down,
             round_trips=1,
+            cloud_macs=self.bundle.facts.cloud_macs,
         )
-        return self._sample(1e3 * (ended - started), cost)
 
     def close(self) -> None:
         """End the training and delete its data set."""
@@ -275,7 +285,7 @@ def cases_of(
     batch: int,
     seed: int,
     connect: Connect,
-    training: Callable[[], TrainingCloud],
+    training: Callable[[], TrainingCloud] | None,
     train: bool,
     runtime: Runtime = "eager",
 ) -> Iterator[Callable[[], Case]]:
@@ -286,7 +296,7 @@ def cases_of(
         batch: records a call.
         seed: of the records.
         connect: opens a session.
-        training: the cloud that trains.
+        training: the cloud that trains; none: what needs it is left out.
         train: whether training steps are timed, too.
         runtime: of the private models that have a choice.
     """
@@ -321,8 +331,10 @@ def cases_of(
         yield lambda: StepCase(bundle, x, y, method=method(), transport=session())
     if train and manifest.method == "delta":
         yield lambda: StageOneCase(bundle, x, y, parts=parts())
-        yield lambda: OneShotCase(bundle, x, y, parts=parts(), cloud=training())
-        yield lambda: InteractiveCase(bundle, x, y, parts=parts(), cloud=training())
+        if training is not None:
+            cloud = training()
+            yield lambda: UploadCase(bundle, x, y, parts=parts(), cloud=cloud)
+            yield lambda: InteractiveCase(bundle, x, y, parts=parts(), cloud=cloud)
 
 
 def _release(bundle: Bundle) -> ReleaseConfig:

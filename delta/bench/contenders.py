@@ -7,6 +7,7 @@ seeded 1/f images, and its rows hold the MACs of the ranks that were used.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import torch
 
 from delta.bench.zero_method import ZeroMethod, zero_bundle
 from delta.bundle.store import Bundle
-from delta.errors import ConfigError, ModelError
+from delta.errors import ConfigError, MethodError, ModelError
 from delta.methods.registry import method_class, method_names
 from delta.methods.stepping import StepPlan
 from delta.methods.whole import WholeModel
@@ -83,8 +84,15 @@ def bench_methods() -> list[str]:
     return [BASELINE, *(name for name in ours if name != BASELINE)]
 
 
-def contenders(setup: Setup, methods: Sequence[str]) -> list[Contender]:
+def contenders(
+    setup: Setup, methods: Sequence[str], *, skipped: dict[str, str] | None = None
+) -> list[Contender]:
     """A bundle for each method, for each budget where the method takes one; with Delta also the way alone.
+
+    Args:
+        setup: the network.
+        methods: registry names.
+        skipped: where a method that cannot run the network is entered with the reason; none: it raises.
 
     Raises:
         ModelError: a method cannot run the network; the text says which part of it.
@@ -98,8 +106,11 @@ def contenders(setup: Setup, methods: Sequence[str]) -> list[Contender]:
             key = f"{_slug(setup.network)}-{method}" + (f"-{budget}" if budget is not None else "")
             try:
                 bundle = _bundle(setup, method, key, budget)
-            except ModelError as error:
-                raise ModelError(f"method {method!r} cannot run {setup.network}: {error}") from None
+            except (ModelError, MethodError, ConfigError) as error:
+                if skipped is None or method == BASELINE:
+                    raise type(error)(f"method {method!r} cannot run {setup.network}: {error}") from None
+                skipped[f"{method}, {setup.network}"] = str(error)
+                continue
             if method == "delta" and budget is None:
                 budgets = (bundle.facts.private_macs,)
             found.append(Contender(key, method, setup.network, bundle))
@@ -164,14 +175,13 @@ def _delta_bundle(setup: Setup, whole: WholeModel, budget: int | None) -> Bundle
 
 def _parts(setup: Setup) -> Parts:
     architecture = setup.whole.architecture
-    with torch.random.fork_rng():
-        torch.manual_seed(setup.seed)
-        return split(
-            architecture.target,
-            at=setup.at,
-            example=torch.zeros(2, *setup.whole.input.shape),
-            arguments=dict(architecture.arguments),
-        )
+    return split(
+        copy.deepcopy(setup.whole.module),  # stage 1 would train it in place
+        at=setup.at,
+        example=torch.zeros(2, *setup.whole.input.shape),
+        target=architecture.target,
+        arguments=dict(architecture.arguments),
+    )
 
 
 def _slug(text: str) -> str:

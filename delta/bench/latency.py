@@ -13,6 +13,7 @@ from delta.bench.jobs import Link, PrivateJob, Subject
 from delta.bench.rows import Row, rows_of
 from delta.bench.timing import Timed
 from delta.bundle.store import save_bundle
+from delta.errors import ConfigError
 from delta.methods.registry import method_class
 from delta.models.runtime import Runtime
 
@@ -46,7 +47,7 @@ class Schedule:
         seconds: that one case may take over all rounds.
         train: whether training steps are timed, too.
         runtime: of the private models that have a choice; see `delta.models.runtime`.
-        clients: private processes at a time.
+        clients: private processes at a time, on no cores of their own; none: one, held to its cores.
         seed: of the records.
     """
 
@@ -57,21 +58,30 @@ class Schedule:
     seconds: float = 30.0
     train: bool = True
     runtime: Runtime = "eager"
-    clients: int = 1
+    clients: int | None = None
     seed: int = 0
 
 
 def cores_of(
     available: Sequence[int], threads: Sequence[int]
 ) -> tuple[dict[int, tuple[int, ...] | None], tuple[int, ...] | None]:
-    """Cores of the private side by its threads, and those of the cloud; none where there are too few to share.
+    """Cores of the private side by its threads, and those of the cloud; none for whom there are too few to share.
 
-    The cloud keeps the same cores throughout: those that the largest private side leaves.
+    The cloud keeps the same cores throughout: those that the largest private side leaves which leaves any.
+
+    Raises:
+        ConfigError: more threads than cores.
     """
-    most = max(threads)
-    if len(available) <= most:
+    if max(threads) > len(available):
+        raise ConfigError(
+            f"{max(threads)} threads of the private side on {len(available)} cores would only wait for each other; "
+            f"give at most {len(available)}"
+        )
+    most = max((count for count in threads if count < len(available)), default=None)
+    if most is None:
         return dict.fromkeys(threads), None
-    return {count: tuple(available[:count]) for count in threads}, tuple(available[most:])
+    own = {count: tuple(available[:count]) if count <= most else None for count in threads}
+    return own, tuple(available[most:])
 
 
 def run_latency(
@@ -95,8 +105,10 @@ def run_latency(
         CloudError: the cloud does not start, or a method did without it.
     """
     cores, cloud_cores = cores_of(available, schedule.threads)
-    if schedule.clients > 1:  # several private sides cannot all have the same cores
-        cores = dict.fromkeys(schedule.threads)
+    if (
+        schedule.clients is not None
+    ):  # several private sides cannot all have the same cores, nor one by itself
+        cores, cloud_cores = dict.fromkeys(schedule.threads), None
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         subjects = [
@@ -123,13 +135,15 @@ def run_latency(
                     seed=schedule.seed,
                 )
                 told(f"private side with {threads} thread(s)")
-                rows += rows_of(
-                    _joined(launchers.private(job, schedule.clients, told)),
+                found = rows_of(
+                    _joined(launchers.private(job, schedule.clients or 1, told)),
                     contenders={one.key: one for one in contenders},
                     threads=threads,
                     link="none" if schedule.link is None else str(schedule.link),
                     runtime=schedule.runtime,
                 )
+                held = {"private_cores": cores[threads], "cloud_cores": cloud_cores}
+                rows += [row | held for row in found]
     return rows
 
 

@@ -14,7 +14,7 @@ __all__ = ["Timed", "time_in_turn"]
 _LEAST = 3
 """Samples that every case gives, whatever it takes: a spread needs so many."""
 
-_SHORT_MS = 250.0
+_SHORT_MS = 1000.0
 """A case below it runs twice a round, and the second time counts."""
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from delta.cli.bench_modelled import check_enclave, modelled_rows, show_modelled
-from delta.cli.bench_output import draw, show_rows
+from delta.cli.bench_output import draw, draw_accuracy, show_rows
 from delta.cli.bench_processes import environment, launchers
-from delta.cli.model_inputs import shape_of
-from delta.cli.output import check_writable, say, write_json
+from delta.cli.model_inputs import nested, shape_of
+from delta.cli.output import check_writable, say, warn, write_json
 from delta.errors import ConfigError
 
 if TYPE_CHECKING:
     from delta.bench.jobs import Link
 
-__all__ = ["latency", "link_of", "numbers"]
+__all__ = ["epsilon_of", "latency", "link_of", "numbers"]
 
 
 def latency(
@@ -27,12 +27,14 @@ def latency(
         str, typer.Option(help="resnet18, resnet34, resnet_small, he_cnn, or package.module:callable.")
     ] = "resnet_small",
     input: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH of a record.")] = "1x32x32",
-    classes: Annotated[int, typer.Option(min=2, help="Of one of our models.")] = 10,
+    classes: Annotated[int | None, typer.Option(min=2, help="Of one of our models; default: 10.")] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of the model's builder; repeatable.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A safetensors file; default: seeded weights.")] = None,
     at: Annotated[str, typer.Option(help="Where Delta splits it.")] = "layer1",
     rank: Annotated[int, typer.Option(min=1, help="r of Delta's channel basis.")] = 8,
-    epsilon: Annotated[
-        float, typer.Option(min=0.001, help="ε of a release of Delta, and of dp-input.")
-    ] = 8.0,
+    epsilon: Annotated[str, typer.Option(help="ε of a release of Delta, and of dp-input; or none.")] = "8",
     private_macs: Annotated[
         str | None, typer.Option(help="Budgets of Delta's private path and of main-only, commas between.")
     ] = None,
@@ -57,6 +59,9 @@ def latency(
         ),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for plots.")] = None,
+    accuracy: Annotated[
+        Path | None, typer.Option(help="Results of scripts/measure_training.py, drawn with --plots.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures here; - is standard output.")] = None,
 ) -> None:
     """Time inference and training steps of every method, client and cloud in processes of their own."""
@@ -66,6 +71,8 @@ def latency(
     from delta.device import device_of
 
     check_writable(json)
+    if accuracy is not None and plots is None:
+        raise ConfigError("--accuracy is drawn into a folder; give --plots DIR, too")
     check_enclave(enclave)
     chosen = chosen_methods(methods)
     device_of(device)
@@ -80,26 +87,38 @@ def latency(
         seed=seed,
     )
     budgets = (None,) if private_macs is None else numbers(private_macs, "--private-macs")
-    whole, network = network_of(model, shape=shape_of(input), classes=classes, seed=seed)
+    whole, network = network_of(
+        model,
+        shape=shape_of(input),
+        classes=classes,
+        seed=seed,
+        arguments=nested(argument or (), option="--argument"),
+        weights=weights,
+    )
     setup = Setup(
         whole,
         network,
         at=at,
         rank=rank,
-        epsilon=epsilon,
+        epsilon=epsilon_of(epsilon),
         private_macs=budgets,
         batch=schedule.batches[0],
         seed=seed,
     )
     quiet = str(json) == "-"
+    skipped: dict[str, str] = {}
+    found = contenders_of(setup, chosen, skipped=skipped if methods == "all" else None)
+    for what, why in skipped.items():
+        warn(f"{what} is left out: {why}")
     rows = run_latency(
-        contenders_of(setup, chosen),
+        found,
         schedule,
-        launchers(device=device),
+        launchers(device=device, allow=[whole.architecture.target]),
         available=sorted(os.sched_getaffinity(0)),
         told=lambda text: typer.echo(text, err=True),
     )
-    figures = {"rows": rows, "environment": environment(device)}
+    kind = "seeded, not trained" if weights is None else str(weights)
+    figures = {"rows": rows, "skipped": skipped, "environment": environment(device) | {"weights": kind}}
     if not quiet:
         show_rows(rows)
     if enclave is not None:
@@ -108,6 +127,8 @@ def latency(
             show_modelled(modelled, enclave)
     if plots is not None:
         draw(rows, plots)
+        if accuracy is not None:
+            draw_accuracy(accuracy, plots)
         if not quiet:
             say(f"plots: {plots}")
     write_json(json, figures)
@@ -119,7 +140,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     Raises:
         ConfigError: something else.
     """
-    parts = [part.strip() for part in text.split(",")]
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} {text!r}: give positive numbers with commas between, such as 1,2,4")
     return tuple(int(part) for part in parts)
@@ -142,3 +163,20 @@ def link_of(text: str) -> Link | None:
         raise ConfigError(
             f"--link {text!r} is no link; give none, or MBITS:MS such as 100:5 (100 Mbit/s, 5 ms one way)"
         ) from None
+
+
+def epsilon_of(text: str) -> float | None:
+    """A positive number, or none.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--epsilon {text!r} is neither a number above 0 nor none")
+    return value

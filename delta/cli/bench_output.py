@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from delta.cli.output import say, table
+from delta.errors import ConfigError
 
 if TYPE_CHECKING:
     from delta.bench.rows import Row
 
-__all__ = ["draw", "show_rows", "show_scale"]
+_ACCURACIES = (
+    ("delta", "delta", "private_macs"),
+    ("main-only", "main_only", "main_only_macs"),
+)
+
+__all__ = ["draw", "draw_accuracy", "show_rows", "show_scale"]
 
 
 def show_rows(rows: Sequence[Row]) -> None:
@@ -43,6 +51,11 @@ def show_rows(rows: Sequence[Row]) -> None:
                     f"{row['method']}: {row['extras']['precompute_ms']:,.2f} ms of precomputation a call, which can be "
                     "done beforehand, on the private side, come on top"
                 )
+            if row["extras"].get("setup_bytes_up", 0) > 2**20:
+                size = row["extras"]["setup_bytes_up"] / 2**20
+                say(f"{row['method']}: {size:.1f} MiB of keys go up once a session")
+        if any(row["method"] == "three-leg-race" for row in some):
+            say("three-leg-race: at the ranks of these weights; trained ones (--weights) have lower ranks")
 
 
 def _setting(row: Row) -> tuple[str, int, int, str]:
@@ -55,22 +68,30 @@ def _cells(row: Row) -> list[str]:
         row["method"] + ("" if row["runtime"] == "eager" else f" ({row['runtime']})"),
         row["phase"],
         f"{row['ms_median']:.2f} ({row['ms_min']:.2f} to {row['ms_max']:.2f})",
-        f"{row['private_ms']:.2f} / {row['cloud_ms']:.2f}",
+        f"{_ms(row['private_ms'])} / {_ms(row['cloud_ms'])}",
         _times(row["speedup_vs_private_only"]),
         _times(row["speedup_vs_main_only"]),
-        f"{row['bytes_up'] / batch:,.0f} / {row['bytes_down'] / batch:,.0f}",
-        f"{row['round_trips']:.0f}",
+        f"{_count(row['bytes_up'], batch)} / {_count(row['bytes_down'], batch)}",
+        _count(row["round_trips"], 1),
         f"{_macs(row['private_macs'])} / {_macs(row['cloud_macs'])}",
-        f"{row['peak_private_mib']:.2f}",
+        _ms(row["peak_private_mib"]),
     ]
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _count(value: float | None, records: int) -> str:
+    return "–" if value is None else f"{value / records:,.0f}"
 
 
 def _times(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x"
 
 
-def _macs(count: float) -> str:
-    return f"{count / 1e6:.2f} M" if count else "0"
+def _macs(count: float | None) -> str:
+    return "–" if count is None else f"{count / 1e6:.2f} M" if count else "0"
 
 
 def show_scale(axis: str, rows: Sequence[Row]) -> None:
@@ -82,7 +103,7 @@ def show_scale(axis: str, rows: Sequence[Row]) -> None:
             "method",
             "network",
             "ms (range)",
-            "records/s a client",
+            "records/s of all clients",
             "bytes up / down a record",
             "MACs",
             "MiB",
@@ -93,7 +114,7 @@ def show_scale(axis: str, rows: Sequence[Row]) -> None:
                 row["method"],
                 row["network"],
                 f"{row['ms_median']:.2f} ({row['ms_min']:.2f} to {row['ms_max']:.2f})",
-                f"{1e3 * row['batch'] / row['ms_median']:,.0f}",
+                f"{row['records_per_s']:,.0f}",
                 f"{row['bytes_up'] / row['batch']:,.0f} / {row['bytes_down'] / row['batch']:,.0f}",
                 f"{_macs(row['private_macs'])} / {_macs(row['cloud_macs'])}",
                 f"{row['peak_private_mib']:.2f}",
@@ -111,6 +132,45 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     sent = [row for row in rows if row["phase"] == "infer" and row["bytes_up"]]
     if sent:
         plot_bytes(sent, folder / "bytes.png")
-    timelines = [row["timeline"] for row in rows if row["timeline"]]
-    if timelines:
-        plot_timeline(timelines[0], folder / "timeline.png")
+    for row in rows:
+        if row["timeline"]:
+            name = f"timeline-{row['private_macs'] / 1e6:.1f}M-{row['threads']}t-b{row['batch']}"
+            plot_timeline(row["timeline"], folder / f"{name}.png")
+
+
+def draw_accuracy(figures: Path, folder: Path) -> None:
+    """Accuracy against private MACs, from the results of `scripts/measure_training.py`.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    from delta.bench.plots import plot_accuracy
+
+    try:
+        runs = [json.loads(line) for line in figures.read_text().splitlines()]
+        points = [
+            {"label": label, "private_macs": run[macs], "accuracy": run["accuracy"][key] / 100}
+            for run in runs
+            for label, key, macs in _ACCURACIES
+            if run["accuracy"][key] is not None and run["privacy"]["epsilon"] is None
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{figures} holds no results of scripts/measure_training.py, a JSON object a line"
+        ) from None
+    means: dict[tuple[str, float], list[float]] = {}
+    for point in points:
+        means.setdefault((point["label"], point["private_macs"]), []).append(point["accuracy"])
+    plot_accuracy(
+        [
+            {
+                "label": label,
+                "private_macs": macs,
+                "accuracy": statistics.mean(found),
+                "low": min(found),
+                "high": max(found),
+            }
+            for (label, macs), found in means.items()
+        ],
+        folder / "accuracy.png",
+    )

@@ -124,7 +124,7 @@ def _held_to(cores: tuple[int, ...] | None) -> Iterator[None]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The machine of a benchmark; weights are seeded and not trained."""
+    """The machine of a benchmark."""
     import torch
 
     cuda = device.startswith("cuda")
@@ -135,7 +135,6 @@ def environment(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "cloud_device": torch.cuda.get_device_name(torch.device(device)) if cuda else "cpu",
-        "weights": "seeded, not trained",
         "tee": "simulated",
     }
 

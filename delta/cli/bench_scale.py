@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from delta.cli.bench_latency import numbers
+from delta.cli.bench_latency import epsilon_of, numbers
 from delta.cli.bench_output import show_scale
 from delta.cli.bench_processes import environment, launchers
 from delta.cli.output import check_writable, say, write_json
@@ -29,11 +29,9 @@ def scale(
     ] = "resnet_small",
     channels: Annotated[int, typer.Option(min=1, help="Of a record.")] = 1,
     size: Annotated[int, typer.Option(min=4, help="Height and width of a record.")] = 32,
-    classes: Annotated[int, typer.Option(min=2, help="Of one of our models.")] = 10,
+    classes: Annotated[int | None, typer.Option(min=2, help="Of one of our models; default: 10.")] = None,
     at: Annotated[str, typer.Option(help="Where Delta splits it.")] = "layer1",
-    epsilon: Annotated[
-        float, typer.Option(min=0.001, help="ε of a release of Delta, and of dp-input.")
-    ] = 8.0,
+    epsilon: Annotated[str, typer.Option(help="ε of a release of Delta, and of dp-input; or none.")] = "8",
     batch: Annotated[int, typer.Option(min=1, help="Records a call, where they are not varied.")] = 16,
     rounds: Annotated[int, typer.Option(min=3, help="Each runs every case once, in turn.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.1, help="That one case may take over all rounds.")] = 10.0,
@@ -49,6 +47,7 @@ def scale(
     from delta.bench.scale import AXES, Axis, run_scale
     from delta.device import device_of
     from delta.errors import ConfigError
+    from delta.models.targets import full_target
 
     check_writable(json)
     device_of(device)
@@ -58,7 +57,7 @@ def scale(
 
     def setup_of(side: int) -> Setup:
         whole, network = network_of(model, shape=(channels, side, side), classes=classes, seed=seed)
-        return Setup(whole, network, at=at, epsilon=epsilon, batch=batch, seed=seed)
+        return Setup(whole, network, at=at, epsilon=epsilon_of(epsilon), batch=batch, seed=seed)
 
     rows: dict[Axis, list[dict[str, Any]]] = {}
     axes: tuple[Axis, ...] = tuple(AXES) if axis == "all" else (axis,)
@@ -70,7 +69,7 @@ def scale(
             setup_of=setup_of,
             methods=chosen,
             schedule=Schedule(batches=(batch,), rounds=rounds, seconds=seconds, train=False, seed=seed),
-            launchers=launchers(device=device),
+            launchers=launchers(device=device, allow=[full_target(model)]),
             available=sorted(os.sched_getaffinity(0)),
             told=lambda text: typer.echo(text, err=True),
         )
@@ -81,7 +80,8 @@ def scale(
 
         for name, some in rows.items():
             plot_scale(some, plots / f"scale-{name}.png", x=name)
-        say(f"plots: {plots}")
+        if str(json) != "-":
+            say(f"plots: {plots}")
     write_json(
         json, {"rows": [row for some in rows.values() for row in some], "environment": environment(device)}
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from delta.cli.model_inputs import MODEL, arguments_of, shape_of
+from delta.cli.model_inputs import MODEL, arguments_of, nested, shape_of
 from delta.cli.output import check_writable, progress, say, table, warn, write_json
 from delta.errors import ConfigError
 
@@ -72,7 +72,7 @@ def convert(
     from delta.training.conversion import Conversion
     from delta.training.conversion import convert as make
 
-    asked = Conversion(method, _nested(change or ()), epochs, batch, seed, device)
+    asked = Conversion(method, nested(change or ()), epochs, batch, seed, device)
     asked.check(data=data is not None)
     check_replaceable(out)
     check_writable(json)
@@ -83,7 +83,7 @@ def convert(
         model,
         input=input,
         classes=classes,
-        arguments=_nested(argument or (), option="--argument"),
+        arguments=nested(argument or (), option="--argument"),
         data=splits,
         seed=seed,
         weights=weights,
@@ -103,21 +103,6 @@ def convert(
     write_json(json, figures)
     if str(json) != "-":
         _show(made, figures, weights=weights, out=out)
-
-
-def _nested(changes: tuple[str, ...] | list[str], *, option: str = "--set") -> dict[str, Any]:
-    """`key=value` and `outer.inner=value` as settings."""
-    from delta.config import read_change
-
-    value: dict[str, Any] = {}
-    for change in changes:
-        (*outer, last), new = read_change(change, option=option)
-        place = value
-        for key in outer:
-            inner = place.get(key)
-            place[key] = place = dict(inner) if isinstance(inner, dict) else {}
-        place[last] = new
-    return value
 
 
 def _whole(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from delta.errors import ConfigError
 
-__all__ = ["MODEL", "arguments_of", "shape_of"]
+__all__ = ["MODEL", "arguments_of", "nested", "shape_of"]
 
 MODEL = "resnet18, resnet34, resnet_small, he_cnn, or your own as package.module:callable."
 """Help of `--model`."""
@@ -48,3 +49,18 @@ def arguments_of(target: str, *, classes: int | None, shape: tuple[int, int, int
         name = target.partition(":")[2]
         raise ConfigError(f"model {name!r} needs the number of classes; give --classes 100")
     return default_arguments(target, classes=classes, shape=shape)
+
+
+def nested(changes: Sequence[str], *, option: str = "--set") -> dict[str, Any]:
+    """`key=value` and `outer.inner=value` as settings."""
+    from delta.config import read_change
+
+    value: dict[str, Any] = {}
+    for change in changes:
+        (*outer, last), new = read_change(change, option=option)
+        place = value
+        for key in outer:
+            inner = place.get(key)
+            place[key] = place = dict(inner) if isinstance(inner, dict) else {}
+        place[last] = new
+    return value

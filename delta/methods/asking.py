@@ -120,7 +120,6 @@ class Call:
         """
         if self._transport is None:
             raise CloudUnavailableError("there is no cloud; give its HOST:PORT")
-        self.round_trips += 1
         # Always the same deadline on the wire: what is left of it would tell how long this side has worked.
         return self._transport.submit(op, tensors, deadline_s=self._deadline_s)
 
@@ -131,6 +130,7 @@ class Call:
             CloudError: as `ask`.
         """
         started = time.perf_counter()
+        self.round_trips += 1  # they are under way together: one wait, however many there are
         answers: list[Answer] = []
         failure: Exception | None = None
         for request in requests:

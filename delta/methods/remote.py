@@ -83,7 +83,7 @@ class RemoteMethod(Method):
         self._transport, self._deadline_s = transport, deadline_s
 
     def infer(self, x: Tensor, ids: RecordIds | None = None) -> Prediction:
-        """Send the records as `_outbound` makes them.
+        """Send the records as `_request` makes them; the logits are clipped to the bundle's ±B (I4).
 
         Raises:
             CloudError: there is no cloud, or it failed: the private side has no model of its own.
@@ -91,17 +91,17 @@ class RemoteMethod(Method):
         x = checked_records(x, self._manifest.input.shape)
         call = Call(self._transport, deadline_s=self._deadline_s)
         classes = len(self._manifest.class_names)
-        sent = self._outbound(x, ids)
+        sent, bound = self._request(x, ids)["x"], self._manifest.logit_bound
         logits = call.ask_records(LOGITS, sent, output="logits", shape=(classes,), dtype=torch.float32)
-        return Prediction(logits, call.cost(self._bundle.facts), used_cloud=True)
+        return Prediction(logits.clamp(-bound, bound), call.cost(self._bundle.facts), used_cloud=True)
 
     def train_step(self, x: Tensor, y: Tensor, ids: RecordIds | None = None) -> StepResult:
-        """Send records as `_outbound` makes them, and labels as they are; the cloud takes the step."""
+        """Send records and labels as `_request` makes them; the cloud takes the step."""
         x = checked_records(x, self._manifest.input.shape)
         y = checked_labels(y, records=len(x), classes=len(self._manifest.class_names))
         self._require_plan()
         call = Call(self._transport, deadline_s=self._deadline_s)
-        answer = call.ask(TRAIN, {"x": self._outbound(x, ids), "y": y})
+        answer = call.ask(TRAIN, self._request(x, ids, y))
         loss = checked_answer(answer, "loss", shape=(), dtype=torch.float32)
         return StepResult(float(loss), call.cost(self._bundle.facts))
 
@@ -114,8 +114,19 @@ class RemoteMethod(Method):
         vector = checked_answer(call.ask(WEIGHTS, {}), "weights", shape=(size,), dtype=torch.float32)
         return with_cloud_weights(self._bundle, weights_from_vector(vector, like))
 
+    def _request(self, x: Tensor, ids: RecordIds | None, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The one place where private tensors become what leaves (I2).
+
+        Args:
+            x: checked records `[n, *shape]`, which leave as `_outbound` makes them.
+            ids: of the records.
+            y: checked labels `[n]` of a training step, which leave as they are (`labels: disclosed`).
+        """
+        records = {"x": self._outbound(x, ids)}
+        return records if y is None else {**records, "y": y}
+
     def _outbound(self, x: Tensor, ids: RecordIds | None) -> Tensor:
-        """The one place where private records become what leaves (I2), `[n, *shape]` float32: as they are."""
+        """The records' part of `_request`, its only caller, `[n, *shape]` float32: as they are."""
         return x
 
     def _require_plan(self) -> None:

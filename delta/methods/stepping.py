@@ -49,14 +49,17 @@ class Stepper:
     def step(self, x: Tensor, y: Tensor) -> float:
         """One step down the cross-entropy of records `[n, …]` and labels `[n]`; the loss before it.
 
+        A step that fails, for whatever reason, leaves the module as it was, batch statistics among it.
+
         Raises:
-            ConfigError: the plan has no further step, or the loss is not finite.
+            ConfigError: the plan has no further step; or the loss, the gradient or a statistic is not finite.
         """
         if self._left == 0:
             raise ConfigError(f"the plan's {self._steps} steps are done; plan more of them")
         # A server runs operations in inference mode, whose tensors no gradient may pass.
         with torch.inference_mode(False), torch.enable_grad():
             x, y = x.clone(), y.clone()
+            before = _Buffers(self.module)
             self.module.train()
             try:
                 with self._descent.precision():
@@ -64,8 +67,38 @@ class Stepper:
                 loss = nn.functional.cross_entropy(logits.float(), y)
                 if not bool(torch.isfinite(loss)):
                     raise ConfigError("the loss is not finite; lower the learning rate")
-                self._descent.step(loss)
+                if before.spoilt():
+                    raise ConfigError("a batch statistic is not finite; look at the records for outliers")
+                self._descent.step(loss, finite=True)
+            except BaseException:
+                before.restore()
+                raise
             finally:
                 self.module.eval()
             self._left -= 1
             return float(loss.detach())
+
+
+class _Buffers:
+    """The buffers of a module as they are now: a forward pass in training mode changes them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [
+            (owner, name, buffer, buffer.detach().clone())
+            for owner in module.modules()
+            for name, buffer in owner.named_buffers(recurse=False)
+        ]
+
+    def spoilt(self) -> bool:
+        """Whether one is no longer finite that was."""
+        return any(
+            not bool(getattr(owner, name).isfinite().all()) and bool(copy.isfinite().all())
+            for owner, name, _, copy in self._kept
+        )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Back to what they were, in the same tensors."""
+        for owner, name, buffer, copy in self._kept:
+            buffer.copy_(copy)
+            setattr(owner, name, buffer)

@@ -14,10 +14,20 @@ from delta.bundle.store import Bundle, CloudPart, weights_hash
 from delta.errors import BundleError, ConfigError, ModelError
 from delta.models.macs import count_macs
 from delta.models.memory import peak_memory
+from delta.models.modes import evaluating, record_and_noise
 from delta.models.targets import build_target, full_target, infer_target
+from delta.release.components import check_per_record
 from delta.release.config import InputSpec
 
-__all__ = ["WholeModel", "allowed_targets", "plain_bundle", "rebuilt", "refuse_settings", "whole_peak"]
+__all__ = [
+    "WholeModel",
+    "allowed_targets",
+    "plain_bundle",
+    "rebuilt",
+    "refuse_meeting_records",
+    "refuse_settings",
+    "whole_peak",
+]
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,37 @@ def whole_peak(model: WholeModel) -> int:
     """Bytes of live tensors while one record passes the whole model."""
     with torch.no_grad():
         return peak_memory(model.module, model.record)
+
+
+def refuse_meeting_records(model: WholeModel, method: str) -> None:
+    """Refuse a model in which records see each other: a cloud answers those of several clients in one batch.
+
+    Args:
+        model: run in eval mode and left as it was.
+        method: for the text.
+
+    Raises:
+        ModelError: naming the module, or saying that an answer changes with the batch.
+    """
+    module, refused = model.module, f"method {method!r} cannot serve this model"
+    first, outlier = record_and_noise(model.record), torch.full_like(model.record, 1e4)
+    with evaluating(module):
+        try:
+            check_per_record(module)
+        except ConfigError as error:
+            raise ModelError(f"{refused}: {str(error).removeprefix('backbone ')}") from None
+        for record in torch.split(first, 1):
+            alone = module(record)
+            for batch, row in (
+                (torch.cat([record, outlier, -outlier]), 0),
+                (torch.cat([outlier, record]), 1),
+            ):
+                # Batches of other sizes are rounded otherwise, by far less than what an outlier does.
+                if not torch.allclose(module(batch)[row : row + 1], alone, 1e-3, 1e-3, equal_nan=True):
+                    raise ModelError(
+                        f"{refused}: a record's answer changes with the other records of its batch, or by "
+                        "chance; make the model treat each record by itself in eval mode"
+                    )
 
 
 def refuse_settings(method: str, settings: Collection[str], *, known: Collection[str] = ()) -> None:

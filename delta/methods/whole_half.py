@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from delta.errors import CloudAnswerError
+from delta.errors import CloudAnswerError, RequestError
 from delta.methods.schema import Operation, TensorSpec
 from delta.methods.stepping import Stepper, StepPlan
 
@@ -39,7 +39,7 @@ class WholeHalf:
         plan: StepPlan | None = None,
     ) -> None:
         self._model = model.to(device).eval()
-        self._device = device
+        self._device, self._classes = device, classes
         self._plan = plan
         self._stepper: Stepper | None = None
         x, logits = TensorSpec(torch.float32, ("n", *shape)), TensorSpec(torch.float32, ("n", classes))
@@ -59,6 +59,10 @@ class WholeHalf:
         return {"logits": logits.float().cpu()}
 
     def _train(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not bool(tensors["x"].isfinite().all()):
+            raise RequestError("train: 'x' holds NaN or infinite values; clean the data first")
+        if not bool(((tensors["y"] >= 0) & (tensors["y"] < self._classes)).all()):
+            raise RequestError(f"train: a label in 'y' is outside of 0 to {self._classes - 1}")
         if self._stepper is None:
             # Weights of a model built in inference mode take no gradient: they are made anew outside of it.
             with torch.inference_mode(False):

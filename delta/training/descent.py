@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta.errors import CheckpointError
+from delta.errors import CheckpointError, ConfigError
 from delta.training.config import FitConfig, Precision
 
 __all__ = ["Descent"]
@@ -54,11 +54,22 @@ class Descent:
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One step down a loss's gradient; returns the gradient's norm before it was clipped, a scalar."""
+    def step(self, loss: Tensor, *, finite: bool = False) -> Tensor:
+        """One step down a loss's gradient; returns the gradient's norm before it was clipped, a scalar.
+
+        Args:
+            loss: a scalar.
+            finite: refuse a gradient that is not, before anything moves.
+
+        Raises:
+            ConfigError: it was refused.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
+        if finite and not bool(torch.isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise ConfigError("the gradient is not finite; lower the learning rate, or look at the records")
         self._optimizer.step()
         self._schedule.step()
         return norm

@@ -36,7 +36,8 @@ class Answer:
 
     Attributes:
         tensors: the operation's outputs by name, checked against its schema, nothing more (I4: untrusted).
-        cloud_ms: time that the cloud says it computed for the batch in which the request rode, milliseconds.
+        cloud_ms: the request's share, by records, of the time that the cloud says it computed for the batch in
+            which it rode, milliseconds.
         bytes_up: serialised request messages, bytes.
         bytes_down: serialised answer messages, bytes.
     """

@@ -102,7 +102,7 @@ class ExchangeAnswer(_message.Message):
     request_id: _builtins.int
     """As in the request."""
     cloud_ms: _builtins.float
-    """Time that the cloud computed for the batch in which the request rode, in milliseconds."""
+    """The request's share, by records, of the milliseconds that the cloud computed for the batch in which it rode."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]: ...
     @_builtins.property

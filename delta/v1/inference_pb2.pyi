@@ -59,7 +59,7 @@ class PredictResponse(_message.Message):
     logits: _builtins.bytes
     """float32, little-endian, [count, classes]."""
     cloud_ms: _builtins.float
-    """Time that the cloud computed for the batch in which the request rode, in milliseconds."""
+    """The request's share, by records, of the milliseconds that the cloud computed for the batch in which it rode."""
     def __init__(
         self,
         *,

@@ -27,8 +27,10 @@ __all__ = ["Batcher", "Job", "Owner"]
 class Owner(Protocol):
     """Who waits for a job's answer: a stream or a call."""
 
-    closed: bool
-    """Set once nobody waits any more: the job is then dropped before it runs."""
+    @property
+    def closed(self) -> bool:
+        """Whether nobody waits any more: the job is then dropped before it runs."""
+        ...
 
     def encode(self, job: Job, outcome: Any, cloud_ms: float) -> bytes:  # noqa: ANN401
         """Serialise a part of the job's form, or a `DeltaError`; called on the batcher's thread."""
@@ -195,9 +197,11 @@ class Batcher:
             start = time.perf_counter()
             outcomes = self._outcomes(live)
             cloud_ms = (time.perf_counter() - start) * 1e3
-            self._quick.learn(live[0].key, sum(job.records for job in live), cloud_ms)
+            records = sum(job.records for job in live)
+            self._quick.learn(live[0].key, records, cloud_ms)
             for job, outcome in zip(live, outcomes, strict=True):
-                answers.append((job, _encoded(job, outcome, cloud_ms)))
+                # Its share: the requests of one call may ride in one batch, and their times are added up.
+                answers.append((job, _encoded(job, outcome, cloud_ms * job.records / records)))
         return answers
 
     def _outcomes(self, batch: list[Job]) -> list[Any]:

@@ -31,7 +31,11 @@ class ServerConfig(Strict):
         handshake_s: how long an open stream may stay silent before its Hello.
         max_streams: most streams open at a time over all clients.
         stream_requests: most requests of one stream not yet answered; further ones are not read.
-        exchange_message_bytes: largest message of `Exchange`.
+        unread_bytes: most bytes of answers that all streams together hold, promised to a request or not read yet;
+            requests beyond it are refused. At least `exchange_message_bytes`.
+        unread_s: how long a client may leave a message of answers unread before its stream is ended; not below
+            what the largest answer takes on the slowest link served.
+        exchange_message_bytes: largest message of `Exchange`, either way.
         grace_s: how long a draining server waits for streams to finish.
         train_jobs: one-shot jobs that train at a time; further ones wait, and tenants take turns.
         train_workers: processes of one job, on this machine.
@@ -67,6 +71,8 @@ class ServerConfig(Strict):
     handshake_s: float = Field(default=10.0, gt=0)
     max_streams: int = Field(default=256, ge=1)
     stream_requests: int = Field(default=1024, ge=1)
+    unread_bytes: int = Field(default=512 * 2**20, ge=1024)
+    unread_s: float = Field(default=60.0, gt=0)
     exchange_message_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**31 - 1)
     grace_s: float = Field(default=20.0, ge=0)
     train_jobs: int = Field(default=1, ge=1)
@@ -101,6 +107,16 @@ class ServerConfig(Strict):
         if not self.bundles and self.training is None:
             raise ValueError(
                 "no bundle to serve, and no folder to train in; give --bundle DIR or --training DIR"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_answer_fits(self) -> Self:
+        if self.unread_bytes < self.exchange_message_bytes:
+            raise ValueError(
+                f"unread_bytes ({self.unread_bytes}) is below exchange_message_bytes "
+                f"({self.exchange_message_bytes}), so that the largest answer never fits; raise the one or lower "
+                "the other"
             )
         return self
 

@@ -13,6 +13,7 @@ from delta.wire.exchange import ExchangeAnswer, ExchangeRequest, ExchangeRespons
 from delta.wire.session import PROTOCOL_VERSION, Hello, Welcome
 from delta.wire.status import encode_failure
 from delta.wire.tensors import decode_named, encode_named, encode_schema
+from delta_server.answers import answer_bytes
 from delta_server.batcher import Job
 from delta_server.forms import Named
 from delta_server.models import HostedModel
@@ -30,6 +31,10 @@ class ExchangeSession(StreamSession):
         """A request's answer, or its failure."""
         if isinstance(outcome, DeltaError):
             return _refusal(job.sequence, outcome)
+        try:  # the schema does not bound every answer
+            self._check_size(job.op, sum(t.numel() * t.element_size() for t in outcome.values()))
+        except RequestError as error:
+            return _refusal(job.sequence, error)
         answer = ExchangeAnswer(request_id=job.sequence, tensors=encode_named(outcome), cloud_ms=cloud_ms)
         return ExchangeResponse(answers=[answer]).SerializeToString()
 
@@ -62,13 +67,16 @@ class ExchangeSession(StreamSession):
                     f"no operation {name[:64]!r}; this model offers {sorted(model.half.operations)}"
                 )
             tensors = decode_named(request.tensors)
-            check_tensors(tensors, operation.inputs, what=f"{name}: input")
+            sizes = check_tensors(tensors, operation.inputs, what=f"{name}: input")
+            size = answer_bytes(operation, sizes, bound=self._config.exchange_message_bytes)
+            self._check_size(name, size)
+            owner = self.promise(size)
         except DeltaError as error:
             return _refusal(request.request_id, error)
         allowed_s = min((request.deadline_ms or deadline_ms) / 1e3, self._config.max_deadline_s)
         batchable = operation.batchable and bool(tensors)
         return Job(
-            owner=self,
+            owner=owner,
             model=model,
             op=name,
             payload=tensors,
@@ -78,6 +86,14 @@ class ExchangeSession(StreamSession):
             deadline=time.monotonic() + allowed_s,
             key=_key(model, name, operation, tensors) if batchable else None,
         )
+
+    def _check_size(self, op: str, size: int) -> None:
+        limit = self._config.exchange_message_bytes
+        if size > limit:
+            raise RequestError(
+                f"{op}: an answer of {size} bytes; this server sends at most {limit}; ask for fewer records at a "
+                "time, or the operator may raise exchange_message_bytes"
+            )
 
 
 def _key(model: HostedModel, name: str, operation: Operation, tensors: Mapping[str, Tensor]) -> object:

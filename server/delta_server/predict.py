@@ -17,6 +17,7 @@ from delta.wire.predict import (
 )
 from delta.wire.session import PROTOCOL_VERSION, Hello, Welcome, check_version, decode_binding
 from delta.wire.status import encode_failure
+from delta_server.answers import MESSAGE_SLACK
 from delta_server.batcher import Batcher, Job
 from delta_server.forms import Packed
 from delta_server.models import HostedModel, ModelStore
@@ -75,11 +76,12 @@ class PredictSession(StreamSession):
                 max_records=model.max_records,
                 pad_bits=model.pad_bits,
             )
+            owner = self.promise(4 * model.classes * chunk.count + MESSAGE_SLACK)
         except DeltaError as error:
             return _refusal(chunk.first_id, chunk.count, error)
         allowed_s = min((chunk.deadline_ms or deadline_ms) / 1e3, self._config.max_deadline_s)
         return Job(
-            owner=self,
+            owner=owner,
             model=model,
             op=PREDICT,
             payload=bits,

@@ -21,6 +21,7 @@ from delta.wire.services import (
     ServerInfo,
 )
 from delta.wire.session import PROTOCOL_VERSION
+from delta_server.answers import AnswerRoom
 from delta_server.batcher import Batcher
 from delta_server.config import ServerConfig
 from delta_server.exchange import ExchangeSession
@@ -53,6 +54,7 @@ class Services:
         self._models = models
         self._batcher = batcher
         self._training = training
+        self._room = AnswerRoom(config.unread_bytes)
         self.sessions: set[StreamSession] = set()
         self._draining = False
 
@@ -103,7 +105,7 @@ class Services:
                     raise CloudOverloadedError(
                         f"{self._config.max_streams} streams are open already; connect again later"
                     )
-                session = kind(context, self._models, self._batcher, self._config)
+                session = kind(context, self._models, self._batcher, self._config, self._room)
                 self.sessions.add(session)
                 try:
                     await session.run()

@@ -47,7 +47,9 @@ def _check(prediction: Prediction, case: Case, count: int, *, sent: int | None) 
     cost = prediction.cost.to_json()
     assert set(cost) == set(COST_FIELDS)
     assert all(math.isfinite(value) and value >= 0 for value in cost.values())
-    assert sent is None or prediction.cost.round_trips == sent
+    if sent is not None:  # requests that are under way together are one round trip
+        assert prediction.cost.round_trips <= sent
+        assert (prediction.cost.round_trips > 0) == (sent > 0)
     assert prediction.used_cloud == (prediction.reason == "")
     assert " " not in prediction.reason
     assert "\n" not in prediction.detail

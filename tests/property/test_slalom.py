@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delta.methods.layers import linear_layers
-from delta.methods.slalom.field import EXACT, LIMB, PRIME, centred, half_of, limbs, reduce_, weighted_sum
+from delta.methods.slalom.field import (
+    EXACT,
+    LIMB,
+    PRIME,
+    centred,
+    half_of,
+    limbs,
+    product,
+    reduce_,
+    weighted_sum,
+)
 from delta.methods.slalom.quantise import input_ranges, quantised
 from delta.methods.slalom.spec import LayerSpec, exact_product, plain_product
 
@@ -30,6 +44,52 @@ def test_reduction_is_exact(values, prime):
     values += [value for value in multiples if abs(value) < EXACT - PRIME]
     found = reduce_(torch.tensor(values, dtype=torch.float64), prime)
     assert [int(value) for value in found] == [value % prime for value in values]
+
+
+HARD = [q * PRIME + j for q in range(EXACT // PRIME - 4000, EXACT // PRIME - 2) for j in (-1, 0, 1)]
+"""Integers next to multiples of p near 2⁵³, where the quotient comes nearest to the next integer."""
+
+
+def test_even_by_the_reciprocal_of_this_prime_the_reduction_would_be_right():
+    # 1/p is within 2⁻⁶⁰ of a float64, relatively: multiplying by it is as good as one rounding.
+    assert abs(Fraction(1 / PRIME) * PRIME - 1) < Fraction(1, 2**60)
+    x = torch.tensor(HARD, dtype=torch.float64)
+    expected = [value % PRIME for value in HARD]
+    assert (x - torch.floor(x * (1 / PRIME)) * PRIME).tolist() == expected
+    assert reduce_(x).tolist() == expected
+
+
+def test_the_reduction_divides_by_a_tensor_where_its_numbers_are():
+    """By a number of the host a CUDA kernel may multiply by the reciprocal, which another prime might not bear."""
+    divisors = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.div.Tensor:
+                divisors.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        reduce_(torch.empty(3, dtype=torch.float64, device="meta"))
+    ((divisor),) = divisors
+    assert isinstance(divisor, torch.Tensor)
+    assert divisor.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_reduction_is_exact_on_cuda():
+    values = HARD + [-value for value in HARD]
+    found = reduce_(torch.tensor(values, dtype=torch.float64, device="cuda"))
+    assert found.tolist() == [value % PRIME for value in values]
+
+
+@pytest.mark.parametrize("count", [1, 2**17 - 1, 2**17 + 1, 2**18 + 7])
+@pytest.mark.parametrize(("left", "right"), [(LIMB - 1, PRIME - 1), (1 - LIMB, PRIME - 1), (LIMB - 1, 2)])
+def test_products_are_exact_however_many_are_added_up(count, left, right):
+    rows = torch.full((2, 1, count), left, dtype=torch.float64)
+    columns = torch.full((2, count, 1), right, dtype=torch.float64)
+    found = product(rows, columns, largest=(LIMB - 1) * (PRIME - 1))
+    assert found.flatten().tolist() == 2 * [count * left * right % PRIME]
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=20), PRIMES)

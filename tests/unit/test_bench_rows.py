@@ -52,11 +52,15 @@ def test_each_ratio_is_of_the_same_network_batch_and_kind_of_phase():
         _timed("q", "infer", 8, 7.0),
         _timed("d", "infer", 8, 4.0),
         _timed("d", "infer", 1, 5.0),
-        _timed("d", "train one-shot", 8, 6.0),
+        _timed("d", "train interactive", 8, 6.0),
+        _timed("d", "release and upload", 8, 1.0),
     )
     assert rows["delta", "net", "infer", 8]["speedup_vs_private_only"] == 25.0
     assert rows["delta", "net", "infer", 1]["speedup_vs_private_only"] == 2.0
-    assert rows["delta", "net", "train one-shot", 8]["speedup_vs_private_only"] == 50.0
+    assert rows["delta", "net", "train interactive", 8]["speedup_vs_private_only"] == 50.0
+    assert (
+        rows["delta", "net", "release and upload", 8]["speedup_vs_private_only"] is None
+    )  # no training step
     assert rows["private-only", "other net", "infer", 8]["speedup_vs_private_only"] == 1.0
 
 
@@ -65,12 +69,45 @@ def test_main_only_is_the_one_of_the_nearest_private_macs():
         _timed("small", "infer", 8, 1.0, private_macs=10.0),
         _timed("large", "infer", 8, 2.0, private_macs=20.0),
         _timed("d", "infer", 8, 4.0, private_macs=18.0),
-        _timed("c", "infer", 8, 4.0, private_macs=0.0),
+        _timed("c", "infer", 8, 4.0, private_macs=9.0),
     )
-    assert rows["delta", "net", "infer", 8]["speedup_vs_main_only"] == 0.5
+    row = rows["delta", "net", "infer", 8]
+    assert (row["speedup_vs_main_only"], row["main_only_macs"]) == (0.5, 20.0)
     assert rows["cloud-only", "net", "infer", 8]["speedup_vs_main_only"] is None
     alone = _rows(_timed("d", "infer", 8, 4.0, private_macs=15.0))
     assert alone["delta", "net", "infer", 8]["speedup_vs_main_only"] is None
+
+
+def test_where_the_milliseconds_went_adds_up_and_what_nobody_measured_is_none():
+    one = _timed("d", "infer", 8, 10.0, cloud_ms=3.0)
+    events = [
+        ("private", "release", 0, 2),
+        ("private", "wait", 2, 9),
+        ("private", "fuse", 9, 10),
+        ("cloud", "c", 2, 9),
+    ]
+    one.samples[0]["timeline"] = [
+        {"lane": lane, "name": name, "start_ms": start, "end_ms": end} for lane, name, start, end in events
+    ]
+    found = rows_of(
+        [one, _timed("d-way", "round trip", 8, 1.0, cloud_macs=None)],
+        contenders={
+            "d": Contender("d", "delta", "net", toy_bundle()),
+            "d-way": Contender("d-way", "bench-zero", "net", toy_bundle()),
+        },
+        threads=1,
+        link="none",
+    )
+    assert found[0]["breakdown"] == {
+        "private": 3,
+        "wait": 7,
+        "answer": 7,
+        "cloud": 3.0,
+        "transfer": 1.0,
+        "queue": 3.0,
+        "wall_over_private": 10 / 3,
+    }
+    assert found[1]["cloud_macs"] is None
 
 
 class _Counted:
@@ -84,7 +121,7 @@ class _Counted:
 
 def test_cases_take_turns_and_a_spent_one_sits_out_after_three():
     log, begun = [], []
-    cases = [(Timed(name, "infer", 1), _Counted(name, log, 1e3)) for name in "ab"]
+    cases = [(Timed(name, "infer", 1), _Counted(name, log, 2e3)) for name in "ab"]
     found = time_in_turn(cases, rounds=5, seconds=0.0, warm_up=1, ready=lambda: begun.append(len(log)))
     assert log == ["a", "b", "a", "a", "b", "b", "a", "b", "a", "b"]  # twice until it is known to be long
     assert begun == [2]
@@ -102,7 +139,8 @@ def test_a_short_case_counts_once_it_is_warm():
     ("available", "threads", "private", "cloud"),
     [
         ([0, 1], (1,), {1: (0,)}, (1,)),
-        ([0, 1], (1, 2), {1: None, 2: None}, None),
+        ([0, 1], (1, 2), {1: (0,), 2: None}, (1,)),
+        ([0], (1,), {1: None}, None),
         ([2, 3, 4, 5, 6], (1, 4), {1: (2,), 4: (2, 3, 4, 5)}, (6,)),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from dp_accounting.pld import PLDAccountant
 from torch import nn
+from torch.ao.quantization import MinMaxObserver
 
 from delta.bundle.store import Bundle
 from delta.errors import (
@@ -21,15 +22,18 @@ from delta.errors import (
     ModelError,
     PrivacyParameterError,
 )
+from delta.methods.cloud_only import CloudOnly
 from delta.methods.dp_sgd import DpSgd, DpSgdPlan, stepper
 from delta.methods.dp_sgd.accounting import epsilon_of_steps, noise_multiplier_for
 from delta.methods.dp_sgd.norms import groups_for, with_group_norm
 from delta.methods.dp_sgd.randomness import SecretNumbers
-from delta.methods.dp_sgd.stepper import DpStepper, check_trainable
+from delta.methods.dp_sgd.stepper import DpStepper
+from delta.methods.dp_sgd.trainable import check_trainable
+from delta.methods.stepping import StepPlan
 from delta.methods.whole import WholeModel
 from delta.release.config import InputSpec
 from delta.transport.inprocess import InProcessTransport
-from tests.clouds import Recorded
+from tests.clouds import Recorded, sent_of
 from tests.unit.models_zoo import Plain
 
 SHAPE = (3, 8, 8)
@@ -209,6 +213,67 @@ class _Mixing(Plain):
         return super().forward(x - x.mean(dim=0))
 
 
+class _MixingInTraining(Plain):
+    def forward(self, x):
+        return super().forward(x - x.mean(dim=0) if self.training else x)
+
+
+class _Kept(nn.Module):
+    """In training, a buffer without parameters takes the records' exact mean; `above` is a threshold for it."""
+
+    def __init__(self, above=-math.inf):
+        super().__init__()
+        self.above = above
+        self.register_buffer("mean", torch.zeros(SHAPE))
+
+    def forward(self, x):
+        if self.training and len(x) and float(x.detach().max()) > self.above:
+            self.mean.copy_(x.detach().mean(dim=0))
+        return x
+
+
+class _Counted(Plain):
+    def __init__(self, above=-math.inf):
+        super().__init__()
+        self.seen = _Kept(above)
+
+    def forward(self, x):
+        return super().forward(self.seen(x))
+
+
+class _Remembering(Plain):
+    last = 0.0
+
+    def forward(self, x):
+        x, self.last = x + self.last, float(x.detach().mean()) if self.training else 0.0
+        return super().forward(x)
+
+
+class _Positions(nn.Module):
+    """Opacus sees a row a position here, and would clip each of them: 64 times the sensitivity."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.last(x.flatten(2).mT.reshape(-1, 3)).view(len(x), -1, 5).mean(dim=1)
+
+
+class _Dropping(Plain):
+    """Random in training, but each record for itself: as a layer, as a function, and as a draw of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout2d(0.3)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.drop(x), 0.5, training=self.training)
+        if self.training:
+            x = x * torch.empty(len(x), 1, 1, 1).bernoulli_(0.8).div_(0.8)
+        return super().forward(x)
+
+
 class _Unused(Plain):
     def __init__(self):
         super().__init__()
@@ -217,7 +282,16 @@ class _Unused(Plain):
 
 @pytest.mark.parametrize(
     ("model", "text"),
-    [(_Mixing, "depends on the others"), (_Unused, "gets no gradient a record")],
+    [
+        (_Mixing, "depends on the others"),
+        (_MixingInTraining, "gradient depends on the others"),
+        (_Counted, "layer 'seen' changes its buffer 'mean'"),
+        (_Remembering, "remembers earlier records"),
+        (_Positions, "64 gradients of 1 records"),
+        (_Unused, "gets no gradient a record"),
+        (lambda: nn.Sequential(MinMaxObserver(), Plain()), "layer '0' changes its buffer 'm"),
+        (lambda: nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), Plain()), "'running_mean'"),
+    ],
 )
 def test_models_without_a_gradient_a_record_are_refused(model, text):
     with pytest.raises(ModelError, match=text) as caught:
@@ -225,6 +299,47 @@ def test_models_without_a_gradient_a_record_are_refused(model, text):
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="BatchNorm"):
         check_trainable(Plain().eval(), torch.zeros(1, *SHAPE))
+
+
+def test_dropout_and_the_randomness_of_the_caller_are_left_alone():
+    module = with_group_norm(_Dropping()).eval()
+    before = torch.random.get_rng_state()
+    check_trainable(module, torch.zeros(1, *SHAPE))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def rarely_counted():
+    """Its buffer takes records that no probe looks like."""
+    return _Counted(above=1e8)
+
+
+@pytest.mark.parametrize("together", [64, 1])
+def test_what_a_step_writes_into_buffers_is_taken_back(together, monkeypatch):
+    monkeypatch.setattr(stepper, "_TOGETHER", together)
+    module = with_group_norm(rarely_counted()).eval()
+    kept, seen = module.seen.mean, []
+    module.second.register_forward_hook(lambda *_: seen.append(module.seen.mean.clone()))
+    made = DpStepper(module, plan(), SecretNumbers(1))
+    made.step(X[:2] * 1e9, Y[:2])
+    assert all(bool(mean.any()) for mean in seen)  # it was written
+    with pytest.raises(ConfigError, match="not finite"):
+        made.step(X[:2] * 1e30, Y[:2])
+    assert module.seen.mean is kept
+    assert not bool(kept.any())
+
+
+def test_no_buffer_is_published():
+    target = f"{__name__}:rarely_counted"
+    spec = InputSpec(shape=SHAPE, mean=(0.0,) * 3, std=(1.0,) * 3)
+    known = {"noise_multiplier": 1.0, "records": RECORDS, "batch": 10, "steps": 20, "delta": 1e-3}
+    made = DpSgd.bundle_of(WholeModel.build(target, input=spec), **known)
+    method = DpSgd.from_bundle(made)
+    method.train_step(X[:4], Y[:4])
+    method._module.seen.mean.fill_(7.0)  # as if a step had left it there
+    after = method.trained()
+    assert after.cloud.keys() == made.cloud.keys()
+    assert not bool(after.cloud["seen.mean"].any())
+    assert not torch.equal(after.cloud["first.0.weight"], made.cloud["first.0.weight"])
 
 
 def test_activations_in_place_are_no_obstacle():
@@ -291,14 +406,15 @@ def test_batches_of_the_callers_are_stated_and_a_seed_is_told():
     after = method.trained()
     assert (after.manifest.settings["sampling"], after.manifest.settings["noise"]) == ("stated", "seeded")
     claim = DpSgd.claim(after.manifest)
-    assert "if the batches were Poisson samples" in claim
-    assert "while the seed is secret" in claim
+    assert claim.startswith("none: a seed made the noise")
+    assert "one training a seed" in claim
     twin = DpSgd.from_bundle(made, seed=7)
     twin.train_step(X[:10], Y[:10])
     assert twin.trained().manifest.cloud_hash == after.manifest.cloud_hash
     other = DpSgd.from_bundle(made)
     other.train_step(X[:10], Y[:10])
     assert other.trained().manifest.cloud_hash != after.manifest.cloud_hash
+    assert "; if the batches were Poisson samples" in DpSgd.claim(other.trained().manifest)
 
 
 def test_a_seeded_training_that_goes_on_meets_no_noise_again():
@@ -386,6 +502,69 @@ def test_a_step_that_fails_changes_nothing_and_counts_nothing():
     assert method.trained().cloud.keys() == bundle().cloud.keys()
     assert all(torch.equal(t, bundle().cloud[name]) for name, t in method.trained().cloud.items())
     method.train_step(X[:2], Y[:2])
+
+
+def forged(**changes):
+    """A bundle's manifest, trained by 15 steps as it says, but for the changes."""
+    made = bundle()
+    plan = DpSgdPlan.parse(made.manifest.settings["dp_sgd"], what="plan")
+    spent = {**made.manifest.settings, "steps": 15, "epsilon": plan.epsilon_after(15)}
+    return made.manifest.resealed(settings={**spent, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"delta": 1e-9}, "states delta 1e-09, and its plan 0.001"),
+        ({"noise_multiplier": 9.0}, "states noise_multiplier 9, and its plan 1"),
+        ({"steps": 21}, "states 21 steps of a plan of 20"),
+    ],
+)
+def test_a_bundle_that_contradicts_its_plan_is_refused(changes, text):
+    made, manifest = bundle(), forged(**changes)
+    with pytest.raises(BundleError, match=text):
+        DpSgd.from_bundle(Bundle(manifest, made.facts, {}, made.cloud))
+    with pytest.raises(BundleError, match=text):
+        DpSgd.claim(manifest)
+
+
+def test_a_claim_is_computed_again(monkeypatch):
+    honest, low, high = forged(), forged(epsilon=0.01), forged(epsilon=1e3)
+    epsilon = honest.settings["epsilon"]
+    assert DpSgd.claim(honest).startswith(f"training data ({epsilon:.4g}, 0.001)-DP")
+    assert DpSgd.claim(high).startswith("training data (1000, 0.001)-DP")
+    with pytest.raises(BundleError, match=rf"states epsilon 0.01, and its 15 steps spend {epsilon:.4g}"):
+        DpSgd.claim(low)
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    epsilon_of_steps.cache_clear()
+    assert "epsilon as stated" in DpSgd.claim(low)
+
+
+def test_the_logits_of_the_cloud_are_clipped_to_the_bound():
+    made = bundle()
+    tight = Bundle(made.manifest.resealed(logit_bound=0.05), made.facts, {}, made.cloud, made_here=True)
+    half = DpSgd.cloud_half(made.cloud_part, device=torch.device("cpu"), allowed=frozenset({TARGET}))
+    with InProcessTransport(half) as cloud:
+        wide, clipped = DpSgd.from_bundle(made), DpSgd.from_bundle(tight)
+        wide.prepare(cloud)
+        clipped.prepare(cloud)
+        logits = wide.infer(X).logits
+        assert float(logits.abs().max()) > 0.05
+        assert torch.equal(clipped.infer(X).logits, logits.clamp(-0.05, 0.05))
+
+
+def test_one_function_makes_all_that_a_step_in_the_cloud_sends(monkeypatch):
+    made = CloudOnly.bundle_of(whole(), plan=StepPlan(steps=3))
+    half = CloudOnly.cloud_half(made.cloud_part, device=torch.device("cpu"), allowed=frozenset({TARGET}))
+    x, y = X[:2] + 1, torch.tensor([4, 3])
+    monkeypatch.setattr(CloudOnly, "_request", lambda self, x, ids, y=None: {"x": x - 1, "y": y - 1})
+    with Recorded(InProcessTransport(half)) as cloud:
+        method = CloudOnly.from_bundle(made)
+        method.prepare(cloud)
+        method.train_step(x, y)
+        assert cloud.transcript[0] == sent_of("train", {"x": x - 1, "y": y - 1}, 10.0)
+    monkeypatch.undo()
+    assert torch.equal(method._request(x, None, y)["y"], y)
 
 
 def test_without_opacus_there_is_one_line(monkeypatch):

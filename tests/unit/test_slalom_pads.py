@@ -156,6 +156,22 @@ def test_a_forked_process_does_not_go_on_with_the_same_pads(layers):
     assert pads.left == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_go_on_with_the_same_stream():
+    stream = SecretStream()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, stream.elements(16).numpy().tobytes())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        theirs = pipe.read()
+    os.waitpid(child, 0)
+    assert len(theirs) == 64
+    assert theirs != stream.elements(16).numpy().tobytes()
+
+
 def test_after_a_failure_the_layers_pad_is_gone_all_the_same(bundle):
     method = Slalom.from_bundle(bundle)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -157,6 +159,49 @@ def test_after_a_wrong_answer_the_secret_is_another():
     assert torch.equal(verifier._sums, before)
     assert not _passes(verifier, sent, torch.roll(right, 1, dims=1))
     assert not torch.equal(verifier._sums, before)
+
+
+@pytest.mark.parametrize("outputs", [120_000, 1_100_000])
+def test_right_answers_of_very_wide_layers_of_large_weights_pass(outputs):
+    spec = LayerSpec(name="wide", kind="linear", input_shape=(2,), output_shape=(outputs,))
+    layer = _layer(spec, most=1)
+    layer.weight.copy_(2**14 - 1 - layer.weight.abs())
+    verifier = Verifier(layer, SecretStream(), repetitions=1)
+    sent, right = _asked(layer, 2, PRIME)
+    for _ in range(2):
+        assert _passes(verifier, sent, right)
+        wrong = right.clone()
+        wrong[1, outputs - 1] = (int(wrong[1, outputs - 1]) + 1) % PRIME
+        assert not _passes(verifier, sent, wrong)
+        verifier.draw()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_draws_secrets_of_its_own():
+    layer = _layer(CONV)
+    verifier = Verifier(layer, SecretStream(), repetitions=1)
+    sent, right = _asked(layer, 2, PRIME)
+
+    def secrets_of():
+        factors = verifier.challenge(sent).factors
+        return factors.numpy().tobytes() + verifier._sums.numpy().tobytes()
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        drawn = secrets_of()
+        os.write(writer, drawn if _passes(verifier, sent, right) else b"")
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        theirs = pipe.read()
+    os.waitpid(child, 0)
+    ours = secrets_of()
+    factors = 8 * len(sent)
+    assert len(theirs) == len(ours) > factors
+    assert theirs[:factors] != ours[:factors]
+    assert theirs[factors:] != ours[factors:]
+    assert _passes(verifier, sent, right)
 
 
 @pytest.mark.parametrize("layer", range(9))

@@ -189,6 +189,43 @@ def test_the_residual_is_what_leaves_and_layers_that_read_one_tensor_share_it():
     assert set(prediction.extras["ranks"]) == {"stem", "down", "short", "group", "deep"}
 
 
+class Twice(nn.Module):
+    """Its convolutions read equal values in two tensors, and one that differs from them by a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two, self.other = nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        y = self.one(h.relu()) + self.two(h.relu()) + self.other(2 * h.relu())
+        return y.mean((2, 3))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_equal_values_in_two_tensors_leave_under_one_noise(training):
+    torch.manual_seed(0)
+    whole = WholeModel.of(
+        Twice(),
+        input=InputSpec(shape=(3, 12, 12), mean=(0.0,) * 3, std=(1.0,) * 3),
+        architecture=Architecture(target="tests.unit.test_three_leg_race:Twice"),
+    )
+    bundle = ThreeLegRace.bundle_of(whole, noise_ratio=1.0, max_rank=2)
+    with Recorded(InProcessTransport(_half(bundle))) as transport:
+        method = ThreeLegRace.from_bundle(bundle, plan=PLAN)
+        method.prepare(transport)
+        if training:
+            method.train_step(_x(), torch.zeros(6, dtype=torch.int64))
+        else:
+            assert method.infer(_x()).used_cloud
+    sent, op = _sent(transport.transcript), "train-layer" if training else "layer"
+    one, two, other = (sent[f"{op}-{index} x"] for index in (1, 2, 3))
+    assert torch.equal(one, two)
+    # Other values, another noise: of half of them the noise of `one` is not what is left.
+    assert float((other / 2 - one).square().mean()) > 0.5 * float(one.square().mean())
+
+
 def test_training_sends_residual_weights_and_gradient_and_keeps_nothing_in_the_cloud():
     bundle = ThreeLegRace.bundle_of(_zoo(), max_rank=2)
     half = _half(bundle)
@@ -325,11 +362,12 @@ def test_large_batches_go_in_several_requests(monkeypatch):
     whole, x, y = _zoo(), _x(), torch.arange(6) % 5
     bundle = ThreeLegRace.bundle_of(whole, noise_ratio=0.0)
     plain = PrivateOnly.from_bundle(PrivateOnly.bundle_of(whole), plan=PLAN)
-    with InProcessTransport(_half(bundle)) as transport, torch.no_grad():
+    with Recorded(InProcessTransport(_half(bundle))) as transport, torch.no_grad():
         method = ThreeLegRace.from_bundle(bundle, plan=PLAN)
         method.prepare(transport)
         prediction = method.infer(x)
-        assert prediction.cost.round_trips > 5
+        assert prediction.cost.round_trips == 5  # a layer's requests go together
+        assert len(transport.transcript) > 5
         torch.testing.assert_close(prediction.logits, whole.module(x), rtol=1e-4, atol=1e-4)
         method.train_step(x, y)
         plain.train_step(x, y)

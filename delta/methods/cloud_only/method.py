@@ -9,7 +9,7 @@ from delta.methods.base import MethodFacts
 from delta.methods.registry import register_method
 from delta.methods.remote import RemoteMethod
 from delta.methods.stepping import StepPlan
-from delta.methods.whole import WholeModel, plain_bundle, refuse_settings
+from delta.methods.whole import WholeModel, plain_bundle, refuse_meeting_records, refuse_settings
 
 __all__ = ["CloudOnly"]
 
@@ -36,8 +36,12 @@ class CloudOnly(RemoteMethod):
             model: the whole model.
             plan: lets whoever reaches the cloud train it; none for a model that only answers.
             settings: there are no others.
+
+        Raises:
+            ModelError: records see each other in the model.
         """
         refuse_settings(cls.facts.name, settings, known=("plan",))
+        refuse_meeting_records(model, cls.facts.name)
         return plain_bundle(
             model,
             cls.facts.name,

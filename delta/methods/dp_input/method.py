@@ -16,7 +16,7 @@ from delta.methods.dp_input.release import RecordReleaser
 from delta.methods.registry import register_method
 from delta.methods.remote import RemoteMethod
 from delta.methods.stepping import StepPlan
-from delta.methods.whole import WholeModel, plain_bundle, refuse_settings
+from delta.methods.whole import WholeModel, plain_bundle, refuse_meeting_records, refuse_settings
 from delta.privacy.ledger import InMemoryLedger, Ledger
 from delta.release.config import Bounding
 from delta.release.memo import InMemoryMemo, ReleaseMemo
@@ -105,8 +105,10 @@ class DpInput(RemoteMethod):
 
         Raises:
             PrivacyParameterError: ε is missing, or a number is out of range.
+            ModelError: records see each other in the model.
         """
         refuse_settings(cls.facts.name, settings, known=_SETTINGS)
+        refuse_meeting_records(model, cls.facts.name)
         if epsilon is None:
             raise PrivacyParameterError(
                 "method 'dp-input' has no default noise; say the epsilon of a release, such as epsilon=8"

@@ -8,6 +8,7 @@ an upper bound too, takes its place.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Any
@@ -46,6 +47,7 @@ def needs_opacus() -> Any:  # noqa: ANN401
     return opacus
 
 
+@functools.lru_cache(maxsize=1024)
 def epsilon_of_steps(*, noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """The ε that so many steps have spent, at δ; infinite where the accountants give up.
 

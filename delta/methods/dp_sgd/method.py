@@ -18,7 +18,8 @@ from delta.methods.base import Cost, MethodFacts, RecordIds, StepResult
 from delta.methods.dp_sgd.norms import with_group_norm
 from delta.methods.dp_sgd.plan import DpSgdPlan, Spent
 from delta.methods.dp_sgd.randomness import SecretNumbers
-from delta.methods.dp_sgd.stepper import DpStepper, check_trainable
+from delta.methods.dp_sgd.stepper import DpStepper
+from delta.methods.dp_sgd.trainable import check_trainable
 from delta.methods.records import checked_labels, checked_records
 from delta.methods.registry import register_method
 from delta.methods.remote import RemoteMethod, with_cloud_weights
@@ -52,7 +53,8 @@ class DpSgd(RemoteMethod):
         bundle: of `dp-sgd`.
         allow: import targets that the bundle may build here.
         device: where the private side trains.
-        seed: of noise and sampling, for tests: whoever knows it can take the noise off. None keeps them secret.
+        seed: of noise and sampling, for tests and one training a seed: two trainings under one seed share their
+            noise, so a bundle of it claims nothing. None keeps the noise secret and new.
     """
 
     facts: ClassVar[MethodFacts] = MethodFacts(
@@ -83,22 +85,28 @@ class DpSgd(RemoteMethod):
 
     @classmethod
     def claim(cls, manifest: Manifest) -> str:
-        """(ε, δ) of the training set, and under which conditions."""
+        """(ε, δ) of the training set, and under which conditions; none where a seed made the noise.
+
+        Raises:
+            BundleError: the manifest contradicts itself, or its ε is below what its steps spend.
+        """
         plan, spent = _declared(manifest)
+        sent = "queries are sent as they are"
         if spent.steps == 0:
-            return "none: no step of DP-SGD was taken yet; queries are sent as they are"
+            return f"none: no step of DP-SGD was taken yet; {sent}"
+        if spent.noise == "seeded":
+            return (
+                "none: a seed made the noise, which is for tests and one training a seed: trainings on different data "
+                f"under one seed share their noise, and their difference shows the data; {sent}"
+            )
+        epsilon, recomputed = spent.checked_epsilon(plan)
         conditions = [
+            "" if recomputed else "epsilon as stated: opacus is not here to compute it again",
             "if the batches were Poisson samples, as was stated" if spent.sampling == "stated" else "",
-            "while the seed is secret" if spent.noise == "seeded" else "",
             "the weights that training began with not covered" if plan.weights == "given" else "",
         ]
-        return "; ".join(
-            [
-                f"training data ({spent.epsilon:.4g}, {spent.delta:.3g})-DP, central, {spent.adjacency}",
-                *filter(None, conditions),
-                "queries are sent as they are",
-            ]
-        )
+        claimed = f"training data ({epsilon:.4g}, {spent.delta:.3g})-DP, central, {spent.adjacency}"
+        return "; ".join([claimed, *filter(None, conditions), sent])
 
     @classmethod
     def bundle_of(
@@ -251,12 +259,16 @@ class DpSgd(RemoteMethod):
         return losses
 
     def trained(self) -> Bundle:
-        """The bundle with the weights as they are now, and what they have spent."""
+        """The bundle with the parameters as they are now, and what they have spent.
+
+        Buffers are those that training began with: no noise covers what records may have left in them.
+        """
         plan = self._dp_plan
         spent = Spent.of(plan, steps=self._taken, stated=self._stated, seeded=self._seeded)
         cloud = self._bundle.cloud
         if self._module is not None:
-            cloud = {name: t.detach().cpu().clone() for name, t in self._module.state_dict().items()}
+            learnt = self._module.named_parameters(remove_duplicate=False)
+            cloud = {**cloud, **{name: t.detach().cpu().clone() for name, t in learnt}}
         return with_cloud_weights(self._bundle, cloud, settings=_settings(plan, spent))
 
     def _outbound(self, x: Tensor, ids: RecordIds | None) -> Tensor:
@@ -316,11 +328,13 @@ def _declared(manifest: Manifest) -> tuple[DpSgdPlan, Spent]:
     """Plan and spending of a manifest.
 
     Raises:
-        BundleError: it declares no group norm, or none of them.
+        BundleError: it declares no group norm, or none of them, or they contradict each other.
         ConfigError: they are not valid.
     """
     settings = dict(manifest.settings)
     if settings.pop("norm", None) != "group" or "dp_sgd" not in settings:
         raise BundleError("the manifest declares no training of method 'dp-sgd'; convert the model again")
     plan = DpSgdPlan.parse(settings.pop("dp_sgd"), what="manifest: dp_sgd")
-    return plan, Spent.parse(settings, what="manifest: settings")
+    spent = Spent.parse(settings, what="manifest: settings")
+    spent.check_plan(plan)
+    return plan, spent

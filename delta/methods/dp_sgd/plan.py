@@ -7,10 +7,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from delta.config import Strict
-from delta.errors import PrivacyParameterError
+from delta.errors import BundleError, MethodError, PrivacyParameterError
 from delta.methods.dp_sgd.accounting import epsilon_of_steps, noise_multiplier_for
 
 __all__ = ["DpSgdPlan", "Spent"]
+
+_BELOW, _ABOUT = 0.98, 0.002
+"""A stated ε may be so much below the one computed here: accountants have errors, and differ by version."""
 
 
 class DpSgdPlan(Strict):
@@ -110,7 +113,7 @@ class Spent(Strict):
         adjacency: what neighbouring training sets differ in.
         sampling: `poisson` where every batch was drawn here; `stated` where the caller brought some, and ε holds
             if they were drawn so too.
-        noise: `secret`, or `seeded`: whoever knows the seed can take the noise off.
+        noise: `secret`, or `seeded`: other trainings may share it, so ε holds for none.
         accountant: what computed ε.
     """
 
@@ -138,3 +141,37 @@ class Spent(Strict):
             sampling="stated" if stated else "poisson",
             noise="seeded" if seeded else "secret",
         )
+
+    def check_plan(self, plan: DpSgdPlan) -> None:
+        """Refuse what the plan contradicts.
+
+        Raises:
+            BundleError: naming it.
+        """
+        for name in ("delta", "noise_multiplier"):
+            if getattr(self, name) != getattr(plan, name):
+                raise BundleError(
+                    f"the manifest states {name} {getattr(self, name):g}, and its plan {getattr(plan, name):g}; "
+                    "convert the model again"
+                )
+        if self.steps > plan.steps:
+            raise BundleError(
+                f"the manifest states {self.steps} steps of a plan of {plan.steps}; convert the model again"
+            )
+
+    def checked_epsilon(self, plan: DpSgdPlan) -> tuple[float, bool]:
+        """The larger one of the stated ε and the one that the steps spend, and whether that could be computed here.
+
+        Raises:
+            BundleError: the stated one is below.
+        """
+        try:
+            computed = plan.epsilon_after(self.steps)
+        except MethodError:
+            return self.epsilon, False
+        if self.epsilon < _BELOW * computed - _ABOUT:
+            raise BundleError(
+                f"the manifest states epsilon {self.epsilon:.4g}, and its {self.steps} steps spend {computed:.4g}; "
+                "convert and train the model again"
+            )
+        return max(self.epsilon, computed), True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta.errors import ConfigError, ModelError
-from delta.importing import one_line
+from delta.errors import ConfigError
 from delta.methods.dp_sgd.accounting import needs_opacus
+from delta.methods.dp_sgd.buffers import buffers_kept
 from delta.methods.dp_sgd.plan import DpSgdPlan
 from delta.methods.dp_sgd.randomness import SecretNumbers
 from delta.methods.grid_noise import gaussian_on_grid
-from delta.models.modes import evaluating, record_and_noise
 
-__all__ = ["DpStepper", "check_trainable"]
+__all__ = ["DpStepper", "under_opacus"]
 
 _TOGETHER = 64
 """Records whose gradients are held at once; a larger batch goes through in parts."""
@@ -26,6 +24,8 @@ _TOGETHER = 64
 
 class DpStepper:
     """A module under DP-SGD (Abadi et al. 2016, arXiv 1607.00133); between steps it is in eval mode.
+
+    Only parameters change: what a step writes into buffers has no noise, and is taken back however the step ends.
 
     Args:
         module: whose parameters are trained, on its device.
@@ -37,7 +37,7 @@ class DpStepper:
         self._module, self._plan, self._numbers = module, plan, numbers
         self._parameters = list(module.requires_grad_(True).parameters())
         self._sgd = torch.optim.SGD(self._parameters, lr=plan.learning_rate, momentum=plan.momentum)
-        self._model, self._clipping = _wrapped(module, self._sgd, plan)
+        self._model, self._clipping = under_opacus(module, self._sgd, plan)
         self._device = self._parameters[0].device
 
     def step(self, x: Tensor, y: Tensor) -> float:
@@ -68,7 +68,8 @@ class DpStepper:
 
     def _accumulate(self, x: Tensor, y: Tensor) -> float:
         """Add the clipped gradients of some records to `summed_grad`; returns the sum of their losses."""
-        with warnings.catch_warnings():
+        # Buffers go back after each part, too: the next part's gradients must not depend on these records.
+        with warnings.catch_warnings(), buffers_kept(self._module):
             # The records need no gradient: the first layer's hook fires on its outputs, which is enough for it.
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             loss = nn.functional.cross_entropy(self._model(x.to(self._device)).float(), y.to(self._device))
@@ -100,42 +101,7 @@ class DpStepper:
             parameter.grad_sample = parameter.summed_grad = parameter.grad = None  # type: ignore[attr-defined]
 
 
-def check_trainable(module: nn.Module, record: Tensor) -> None:
-    """Refuse a model of which opacus gets no gradient a record, or in which records see each other.
-
-    Args:
-        module: not changed.
-        record: `[1, *shape]`, of zeros will do.
-
-    Raises:
-        ModelError: naming what does not work.
-        MethodError: opacus is not installed.
-    """
-    opacus = needs_opacus()
-    probe = copy.deepcopy(module).train()
-    errors = opacus.validators.ModuleValidator.validate(probe, strict=False)
-    if errors:
-        raise ModelError(f"method 'dp-sgd' cannot train this model: {one_line(errors[0])}")
-    x = record_and_noise(record)
-    with evaluating(module):
-        together, alone = module(x), module(x[1:2])
-    if not torch.allclose(together[1:2], alone, rtol=1e-3, atol=1e-3):
-        raise ModelError(
-            "method 'dp-sgd' cannot train this model: a record's answer depends on the others of its batch"
-        )
-    plan = DpSgdPlan(records=3, batch=3, steps=1, noise_multiplier=1.0, delta=0.1)
-    try:
-        DpStepper(probe, plan, SecretNumbers(0)).step(x, torch.zeros(len(x), dtype=torch.int64))
-    except ConfigError:
-        return  # a loss that is not finite on noise says nothing about the records
-    except Exception as error:
-        raise ModelError(
-            f"method 'dp-sgd' cannot train this model: opacus gets no gradient a record ({one_line(error)}); "
-            "operations in place, such as x += y, are a usual cause"
-        ) from None
-
-
-def _wrapped(
+def under_opacus(
     module: nn.Module, sgd: torch.optim.Optimizer, plan: DpSgdPlan
 ) -> tuple[Callable[..., Tensor], Any]:
     """The module with opacus's hooks, and what clips the gradients that they leave."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from delta.errors import BundleError, ConfigError, ModelError, RequestError
 from delta.methods.he.circuit import Circuit
 from delta.methods.he.keys import RELIN
 from delta.methods.he.scheme import Evaluator, Scheme, bytes_of, bytes_tensor, from_bytes, tensor_bytes
+from delta.methods.he.sessions import Sessions
 from delta.methods.he.spec import Spec
 from delta.methods.schema import Operation, TensorSpec
 
@@ -23,8 +22,6 @@ __all__ = ["EVALUATE", "KEYS", "HeCloud", "load_spec", "result_name"]
 
 KEYS, EVALUATE = "keys", "evaluate"
 """Names of the operations: one public key of a session; one encrypted record to its encrypted logits."""
-_SESSIONS = 8
-"""Clients whose keys are held: the one that asked longest ago goes first, and sends its keys again."""
 
 
 def result_name(number: int) -> str:
@@ -57,21 +54,24 @@ class HeCloud:
     Args:
         part: manifest and weights.
         sessions: clients whose keys are held at a time.
+        in_use_s: how long a client's keys are safe from making room for another's, after their last use.
 
     Raises:
         BundleError: the weights do not fit the manifest.
         MethodError: TenSEAL is not installed.
     """
 
-    def __init__(self, part: CloudPart, *, sessions: int = _SESSIONS) -> None:
+    def __init__(self, part: CloudPart, *, sessions: int = 8, in_use_s: float = 5.0) -> None:
         spec, self._circuit = load_spec(part.manifest)
         self._scheme = Scheme(spec.ring)
         self._constants = self._prepared(part.cloud)
         self._steps = {self._scheme.element(step): step for step in self._circuit.rotations}
         self._needed = {*self._steps, *([RELIN] if self._circuit.squares else [])}
-        self._most = sessions
-        self._sessions: OrderedDict[bytes, dict[int, Any]] = OrderedDict()
-        self._lock = threading.Lock()
+        primes = len(spec.ring.bits)
+        self._key_bytes = 16 * (primes - 1) * primes * spec.ring.degree  # of one key, unpacked
+        self._sessions = Sessions(
+            len(self._needed), key_bytes=self._key_bytes, most=sessions, in_use_s=in_use_s
+        )
         session, data = TensorSpec(torch.uint8, (16,)), TensorSpec(torch.uint8, ("m",))
         number = TensorSpec(torch.int64, (1,))
         self.operations: dict[str, Operation] = {
@@ -128,11 +128,11 @@ class HeCloud:
             raise RequestError(
                 f"{KEYS}: no rotation of this circuit needs that key; use the bundle of this cloud"
             )
-        seal, ring = self._scheme.seal, self._scheme.ring
+        seal = self._scheme.seal
         empty = seal.RelinKeys() if element == RELIN else seal.GaloisKeys()
         try:
-            size = 16 * (len(ring.bits) - 1) * len(ring.bits) * ring.degree
-            key = from_bytes(empty, self._scheme.context, tensor_bytes(tensors["key"]), size=size)
+            data = tensor_bytes(tensors["key"])
+            key = from_bytes(empty, self._scheme.context, data, size=self._key_bytes)
         except ValueError as error:
             raise RequestError(
                 f"{KEYS}: no public key of this ring ({error}); send one of TenSEAL's"
@@ -141,21 +141,12 @@ class HeCloud:
         if not fits or key.size() != 1:
             raise RequestError(f"{KEYS}: another key than the request names; send each by itself")
         name = tensor_bytes(tensors["session"])
-        with self._lock:
-            keys = self._sessions.setdefault(name, {})
-            self._sessions.move_to_end(name)
-            keys[element] = key
-            while len(self._sessions) > self._most:
-                self._sessions.popitem(last=False)
-            return {"missing": torch.tensor([len(self._needed) - len(keys)])}
+        return {"missing": torch.tensor([self._sessions.add(name, element, key)])}
 
     def _evaluate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = tensor_bytes(tensors["session"])
-        with self._lock:
-            keys = dict(self._sessions.get(name, {}))
-            if keys:
-                self._sessions.move_to_end(name)
-        if len(keys) < len(self._needed):
+        keys = self._sessions.keys_of(name)
+        if keys is None:
             raise RequestError(f"{EVALUATE}: the keys of this session are not here; send them (again)")
         scheme = self._scheme
         try:
@@ -171,4 +162,5 @@ class HeCloud:
             raise RequestError(
                 f"{EVALUATE}: the ciphertext cannot be computed on; encrypt it again"
             ) from None
+        self._sessions.used(name)
         return {result_name(i): bytes_tensor(bytes_of(result)) for i, result in enumerate(results)}

@@ -1,8 +1,9 @@
 """Serialised SEAL objects, looked at before SEAL does: what one may unpack to is bounded first.
 
 Layout: a header of 16 bytes (magic, its size, version, kind of compression, reserved, size of all), then a
-Zstandard stream (RFC 8878). SEAL unpacks such a stream whole before it checks anything: some kilobytes could
-become gigabytes.
+Zstandard stream (RFC 8878). SEAL as TenSEAL 0.3 brings it unpacks such a stream piece by piece while it reads, and
+stops where the content does not fit; that is no promise of other versions. The bound here holds whatever SEAL does:
+without one, some kilobytes could become gigabytes.
 """
 
 from __future__ import annotations

@@ -142,17 +142,12 @@ class Encrypted(Method):
         setups: list[Cost] = []
         before = self._setup
         try:
-            fresh = not self._sent
-            if fresh:
-                self._send_keys(setups)
             try:
-                logits = self._ask(call, values, self._keys)
+                logits = self._asked(call, values, self._keys, setups)
             except CloudMismatchError:
-                if fresh:
-                    raise
-                # The cloud has forgotten this session: once more with the keys.
-                self._send_keys(setups)
-                logits = self._ask(call, values, self._keys)
+                # The cloud has forgotten this session, or drops keys on their way: all of them once more.
+                self._sent = False
+                logits = self._asked(call, values, self._keys, setups)
         except CloudError as error:
             prediction = self._alone(x, call, error)
         else:
@@ -194,19 +189,29 @@ class Encrypted(Method):
             )
         return features
 
-    def _send_keys(self, setups: list[Cost]) -> None:
-        keys = self._keys
-        if keys is None:
-            return
+    def _asked(self, call: Call, values: Tensor, keys: Keys, setups: list[Cost]) -> Tensor:
+        """Logits of slot values; the keys go first where the cloud does not have them.
+
+        Raises:
+            CloudMismatchError: the cloud lacks keys.
+            CloudError: another failure of the cloud.
+        """
+        if not self._sent:
+            self._send_keys(keys, setups)
+        return self._ask(call, values, keys)
+
+    def _send_keys(self, keys: Keys, setups: list[Cost]) -> None:
         call = Call(self._transport, deadline_s=self._deadline_s)
-        self._sent = False
         try:
             public = keys.public
             for number, tensors in enumerate(public):
                 answer = call.ask(KEYS, {"session": self._session, **tensors})
                 missing = int(checked_answer(answer, "missing", shape=(1,), dtype=torch.int64))
-                if not 0 <= missing < len(public) or (number == len(public) - 1 and missing):
-                    raise CloudAnswerError("the cloud counts other keys than were sent")
+                if not 0 <= missing < len(public):
+                    raise CloudAnswerError("the cloud counts more or fewer keys than there are")
+                # Fewer are missing where an attempt was cut short: the cloud has kept what had come.
+                if missing >= len(public) - number:
+                    raise CloudMismatchError("the cloud has dropped keys while they were sent")
             self._sent = True
         finally:
             cost = call.cost(self._bundle.facts)

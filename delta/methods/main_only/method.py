@@ -10,7 +10,7 @@ from torch import nn
 
 from delta.bundle.manifest import Architecture
 from delta.bundle.store import Bundle
-from delta.errors import BundleError, ModelError
+from delta.errors import BundleError, ConfigError, ModelError
 from delta.methods.base import MethodFacts
 from delta.methods.local import LocalMethod
 from delta.methods.registry import register_method
@@ -60,6 +60,8 @@ class MainOnly(LocalMethod):
         """
         refuse_settings(cls.facts.name, settings, known=("private_macs", "seed"))
         channels, height, width = model.input.shape
+        if private_macs is not None and private_macs < 1:
+            raise ConfigError(f"private_macs is a budget of at least 1 MAC a record, got {private_macs}")
         budget = private_macs or light_budget(
             model.macs, in_channels=channels, size=(height, width), classes=model.classes
         )

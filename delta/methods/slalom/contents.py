@@ -23,7 +23,10 @@ _MODEL = "model."
 
 
 class SlalomSettings(Strict):
-    """The manifest's `settings`; the cloud reads them. What calibration has shown is not among them.
+    """The manifest's `settings`; the cloud reads them. No value range that calibration has shown is among them.
+
+    The cloud still sees a trace of calibration: it decides how a layer's bits are split between inputs and
+    weights, and how many its weights got shows in the integers that the cloud holds.
 
     Attributes:
         prime: p.

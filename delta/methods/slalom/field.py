@@ -20,6 +20,7 @@ __all__ = [
     "column_blocks",
     "half_of",
     "limbs",
+    "product",
     "reduce_",
     "weighted_sum",
 ]
@@ -50,14 +51,36 @@ def reduce_(x: Tensor, prime: int = PRIME) -> Tensor:
 
     Exact: with x = q·p + j and 0 ≤ j < p, the rounding error of x/p is at most 2⁻⁵³·|x|/p < 1/p, too small to
     carry the quotient past an integer, so its floor is q; q·p and the difference are integers below 2⁵³.
+    That takes one correctly rounded division. By a number of the host, a CUDA kernel may multiply by 1/p instead,
+    two roundings, for which the argument does not hold for every p: so p is a tensor where x is.
     """
-    return x.sub_(torch.div(x, prime).floor_().mul_(prime))
+    return x.sub_(torch.div(x, x.new_full((), prime)).floor_().mul_(prime))
 
 
 def limbs(x: Tensor, *, dim: int) -> Tensor:
     """Elements in float64 → their high and low limbs, one after the other along `dim`."""
     high = torch.floor(x / LIMB)
     return torch.cat([high, x - high * LIMB], dim=dim)
+
+
+def product(left: Tensor, right: Tensor, *, largest: int, prime: int = PRIME) -> Tensor:
+    """The matrix product mod p, however many products there are in a sum: they are added up in parts.
+
+    Args:
+        left: integers in float64, `[…, rows, n]`.
+        right: integers in float64, `[…, n, columns]`.
+        largest: that the magnitude of no product exceeds, at least 1.
+        prime: p.
+
+    Returns:
+        Elements in float64, `[…, rows, columns]`.
+    """
+    at_once = max(1, (EXACT - 2 * prime) // largest)  # so many products, and a residue, stay below 2⁵³ − p
+    total = reduce_(left[..., :at_once] @ right[..., :at_once, :], prime)
+    for start in range(at_once, right.shape[-2], at_once):
+        part = slice(start, start + at_once)
+        reduce_(total.add_(left[..., part] @ right[..., part, :]), prime)
+    return total
 
 
 def weighted_sum(factors: Tensor, values: Tensor, prime: int = PRIME) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 
 import numpy as np
@@ -20,10 +21,14 @@ class SecretStream:
     """A key stream whose key is drawn from the system's generator, lives in memory and goes nowhere.
 
     Uniform up to what AES is: of each 32-bit word as many low bits as p has are kept, and what is p or more is
-    drawn again, so there is no bias.
+    drawn again, so there is no bias. After a fork the child goes on under a key of its own.
     """
 
     def __init__(self) -> None:
+        self._draw_key()
+
+    def _draw_key(self) -> None:
+        self._process = os.getpid()
         self._encryptor = Cipher(AES(secrets.token_bytes(32)), CTR(bytes(16))).encryptor()
 
     def __repr__(self) -> str:
@@ -35,6 +40,8 @@ class SecretStream:
         Returns:
             `[count]` int32.
         """
+        if self._process != os.getpid():
+            self._draw_key()
         drawn = self._words(count, prime)
         while len(again := np.flatnonzero(drawn >= prime)):
             drawn[again] = self._words(len(again), prime)

@@ -16,13 +16,14 @@ R. Freivalds, "Probabilistic machines can use less running time", IFIP Congress 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from delta.errors import CloudAnswerError
-from delta.methods.slalom.field import PRIME, limbs, reduce_, weighted_sum
+from delta.methods.slalom.field import LIMB, PRIME, limbs, product, reduce_, weighted_sum
 from delta.methods.slalom.quantise import QuantLayer
 from delta.methods.slalom.spec import LayerSpec
 from delta.methods.slalom.stream import SecretStream
@@ -62,6 +63,8 @@ class Challenge:
 class Verifier:
     """Checks one layer's answers.
 
+    After a fork the child draws secrets of its own.
+
     Args:
         layer: whose they are.
         stream: of the secret factors.
@@ -78,14 +81,16 @@ class Verifier:
 
     def draw(self) -> None:
         """Draw s, and fold the weights with it."""
+        self._process = os.getpid()
         spec, groups = self._spec, self._spec.groups
         s = self._elements(spec.channels_out)
         weight = self._layer.integers.reshape(groups, -1, spec.fan_in)
-        # Sums of at most channels_out products below 2¹⁵·2²⁴.
-        folded = reduce_(
-            torch.einsum("kgo,goi->kgi", s.view(self._repetitions, groups, -1), weight), self._prime
+        largest = max(1, int(weight.abs().max())) * (self._prime - 1)
+        by_group = s.view(self._repetitions, groups, -1).transpose(0, 1)
+        folded = product(by_group, weight, largest=largest, prime=self._prime)  # [groups, k, fan_in]
+        by_tap = (
+            folded.transpose(0, 1).reshape(self._repetitions, spec.channels_in, spec.taps).transpose(1, 2)
         )
-        by_tap = folded.reshape(self._repetitions, spec.channels_in, spec.taps).transpose(1, 2)
         self._weights = limbs(by_tap, dim=1)  # [k, 2·taps, channels_in]
         self._sums = limbs(s[:, None], dim=1)  # [k, 2, channels_out]
 
@@ -95,6 +100,8 @@ class Verifier:
         Args:
             sent: what was sent, int32 `[n, inputs]` in [0, p).
         """
+        if self._process != os.getpid():
+            self.draw()
         spec = self._spec
         factors = self._elements(len(sent))
         record = spec.places_last(weighted_sum(factors, sent, self._prime), spec.input_shape)
@@ -125,12 +132,10 @@ class Verifier:
         return drawn.view(self._repetitions, count).to(torch.float64)
 
     def _dot(self, factors: Tensor, values: Tensor) -> Tensor:
-        """Factors in limbs `[k, 2·rows, channels]` times elements `[k, channels, places]`, mod p.
-
-        Sums of `channels` products below 2¹²·2²⁴: exact for up to 2¹⁷ channels.
-        """
-        high, low = reduce_(factors @ values, self._prime).chunk(2, dim=1)
-        return reduce_(high * 2**12 + low, self._prime)
+        """Factors in limbs `[k, 2·rows, channels]` times elements `[k, channels, places]`, mod p."""
+        largest = (LIMB - 1) * (self._prime - 1)
+        high, low = product(factors, values, largest=largest, prime=self._prime).chunk(2, dim=1)
+        return reduce_(high * LIMB + low, self._prime)
 
     def _gathered(self, by_tap: Tensor) -> Tensor:
         """Products of every tap at every place of the input → the convolution: each tap's, shifted, added up.

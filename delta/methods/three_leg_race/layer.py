@@ -23,6 +23,7 @@ from delta.methods.three_leg_race.lowrank import (
 )
 from delta.methods.three_leg_race.outbound import NoiseSource, outbound
 from delta.methods.three_leg_race.settings import SplitRule
+from delta.release.ids import record_digest
 
 __all__ = ["Sides", "SplitConv", "Trip"]
 
@@ -70,6 +71,7 @@ class Trip:
         self.split_at: list[str] = []
         self.macs = 0
         self._rule, self._noise, self._contexts = rule, noise, contexts
+        self._first: dict[bytes, int] = {}
         self._known: dict[int, tuple[weakref.ref[Tensor], int, _Halves]] = {}
 
     @torch.no_grad()
@@ -77,14 +79,16 @@ class Trip:
         """Split a layer's input `[n, c, h, w]`.
 
         Layers that read the same tensor, as the first convolution of a residual block and its shortcut do, share
-        one split and one noise: under two, averaging would take away some of it.
+        one split and one noise: under two, averaging would take away some of it. So do layers that read the same
+        values in another tensor, but for the split, which is then made once more and comes out the same: keeping
+        all splits of a trip would take more memory than the model.
         """
         halves = self._shared(x)
         if halves is None:
             rule, noise = self._rule, None
             parts, residual = split_records(x, energy=rule.energy, max_rank=rule.max_rank)
             if rule.noise_ratio > 0:
-                noise = self._noise.normal(self._contexts, layer.index, x[0].numel())
+                noise = self._noise.normal(self._contexts, self._first_reader(layer, x), x[0].numel())
             sent = outbound(residual, noise=noise, noise_ratio=rule.noise_ratio)["x"]
             halves = _Halves(parts, sent)
             self.split_at.append(layer.name)
@@ -103,6 +107,10 @@ class Trip:
         if known is None or known[0]() is not x or known[1] != x._version:
             return None
         return known[2]
+
+    def _first_reader(self, layer: SplitConv, x: Tensor) -> int:
+        """Index of the first layer of this trip that has read these values, in this shape: its noise is taken."""
+        return self._first.setdefault(record_digest(x), layer.index)
 
     def request(self, halves: _Halves, weight: Tensor, gradient: Tensor | None = None) -> dict[str, Tensor]:
         """What leaves for a layer, forward or (with a gradient) back."""
