@@ -108,9 +108,11 @@ class InferCase(Case):
             raise CloudError(
                 f"method {name!r} did without its cloud ({prediction.reason}): {prediction.detail}"
             )
-        extras = {key: value for key, value in prediction.extras.items() if isinstance(value, (int, float))}
+        extras: dict[str, float] = {
+            key: value for key, value in prediction.extras.items() if isinstance(value, (int, float))
+        }
         if self._transport is not None:  # once a session: in no call's bytes
-            keys = prediction.extras.get("setup_bytes", (0, 0))
+            keys = getattr(self._method, "setup_bytes", (0, 0))
             sides = zip(
                 ("setup_bytes_up", "setup_bytes_down"), self._transport.handshake_bytes, keys, strict=True
             )
