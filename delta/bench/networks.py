@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ def chosen_methods(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise UnknownMethodError(f"unknown method {name!r}; there are {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.5) or known
+            raise UnknownMethodError(f"unknown method {name!r}; did you mean {' or '.join(near)}?")
     if not names:
         raise ConfigError(f"--methods names no method; there are {', '.join(known)}")
     return [name for name in known if name in names or name == BASELINE]

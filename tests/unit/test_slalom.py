@@ -13,12 +13,15 @@ from torch import nn
 
 import delta.methods.slalom as slalom_package
 from delta.bundle.store import export_cloud_part, load_bundle, load_cloud_part, save_bundle
+from delta.data.embedded import load_embedded
 from delta.errors import BundleError, ConfigError, ModelError, TrainingUnsupportedError
 from delta.methods.slalom import Slalom, reference
 from delta.methods.slalom import runner as runner_module
 from delta.methods.slalom.contents import layers_of, settings_of
 from delta.methods.slalom.field import PRIME, half_of
 from delta.methods.whole import WholeModel
+from delta.training.conversion import Conversion, convert
+from delta.training.private_stage import input_spec
 from delta.transport.inprocess import InProcessTransport
 from tests.clouds import Recorded
 from tests.slalom_models import SHAPE, records, spec_of, zoo
@@ -277,3 +280,15 @@ def test_training_is_refused_with_the_reason(zoo_bundle):
         method.train_step(records(2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(TrainingUnsupportedError):
         method.trained()
+
+
+@pytest.mark.slow
+def test_it_is_within_a_point_of_the_float_model_on_a_thousand_digits():
+    splits = load_embedded()
+    spec = input_spec(splits.train.image_shape)
+    model = WholeModel.build("resnet_small", input=spec, arguments={"classes": 10, "in_channels": 1})
+    made = convert(model, Conversion("slalom", {}, epochs=3, batch=32), data=splits)
+    assert made.measured.records == 1000
+    assert made.whole is not None
+    assert made.whole.accuracy > 90
+    assert abs(made.measured.accuracy - made.whole.accuracy) <= 1.0

@@ -97,7 +97,7 @@ def read_network(model: nn.Module, record: Tensor) -> Network:
     if not isinstance(model, nn.Sequential):
         raise ModelError(
             f"mode 'network' reads an nn.Sequential, layer by layer, and {type(model).__name__} is none; write the "
-            "model as one, or encrypt its final layer alone (mode 'last-layer')"
+            "model as one, or encrypt its final layer alone (setting mode=last-layer)"
         )
     segments, activations = _segments(model)
     patches: Patches | None = None
@@ -190,7 +190,7 @@ def _instead(layer: nn.Module) -> str:
         return "use delta.models.square_net.Square or Quadratic in its place and train again"
     if "Norm" in kind:
         return "use nn.BatchNorm2d, which becomes part of the layer before it"
-    return "use linear layers, averages, and square activations, or mode 'last-layer'"
+    return "use linear layers, averages, and square activations, or the setting mode=last-layer"
 
 
 def _convolution(segment: Sequence[Named]) -> nn.Conv2d | None:
