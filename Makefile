@@ -33,7 +33,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow --timeout 3600
