@@ -36,7 +36,7 @@ test: lint types
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m slow --timeout 3600
+	$(BIN)/pytest -m slow --timeout 3600 --numprocesses auto --dist loadfile
 
 protos: $(STAMP)
 	PYTHON=$(BIN)/python scripts/gen_protos.sh
