@@ -195,16 +195,9 @@ class ThreeLegRace(Method):
             if self._stepper is None:
                 module.requires_grad_(True)
                 self._stepper = Stepper(module, self._plan)
-            before = {name: buffer.clone() for name, buffer in module.named_buffers()}
             trip = self._trip(call, [b"train", *self._state()], x)
-            try:
-                with self._network.passing(trip):
-                    loss = self._stepper.step(x.to(self._device), y.to(self._device))
-            except BaseException:
-                # Batch statistics move in the forward pass, before anything can be known of the backward one.
-                for name, buffer in module.named_buffers():
-                    buffer.data.copy_(before[name])
-                raise
+            with self._network.passing(trip):
+                loss = self._stepper.step(x.to(self._device), y.to(self._device))
             self._steps += 1
         cost = replace(call.cost(self._bundle.facts), private_macs=trip.macs + self._network.other_macs)
         return StepResult(loss, cost)
