@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from delta.cli.bench_modelled import check_enclave, modelled_rows, show_modelled
 from delta.cli.bench_output import draw, draw_accuracy, show_rows
-from delta.cli.bench_processes import environment, launchers
+from delta.cli.bench_processes import environment, launchers, own_cores
 from delta.cli.model_inputs import nested, shape_of
 from delta.cli.output import check_writable, say, warn, write_json
 from delta.errors import ConfigError
@@ -114,7 +113,7 @@ def latency(
         found,
         schedule,
         launchers(device=device, allow=[whole.architecture.target]),
-        available=sorted(os.sched_getaffinity(0)),
+        available=own_cores(),
         told=lambda text: typer.echo(text, err=True),
     )
     kind = "seeded, not trained" if weights is None else str(weights)

@@ -20,7 +20,24 @@ if TYPE_CHECKING:
     from delta.bench.latency import Launchers
     from delta.bench.timing import Timed
 
-__all__ = ["environment", "launchers"]
+__all__ = ["environment", "launchers", "own_cores"]
+
+_SESSIONS = "512"
+"""Interactive trainings that the cloud lets be open: one for each budget and batch size, all of one tenant."""
+
+
+def own_cores() -> list[int]:
+    """Processors that this process may use, one of each core: a sibling's load would slow the side on it."""
+    allowed = sorted(os.sched_getaffinity(0))
+    found: dict[str, int] = {}
+    for number in allowed:
+        try:
+            siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+        except OSError:
+            siblings = str(number)
+        found.setdefault(siblings, number)
+    cores = list(found.values())
+    return cores if len(cores) > 1 else allowed
 
 
 def launchers(*, device: str, allow: Sequence[str] = ()) -> Launchers:
@@ -45,7 +62,7 @@ def launchers(*, device: str, allow: Sequence[str] = ()) -> Launchers:
                 allow=allow,
                 plugins=["delta.bench.zero_method"],
                 timeout_s=300.0,
-                options=("--max-batch", "256"),
+                options=("--max-batch", "256", "--train-sessions", _SESSIONS),
             )
         with server:
             yield server.address
@@ -105,8 +122,11 @@ def _follow(process: subprocess.Popen[str], told: Callable[[str], None], *, unti
         if last == until:
             return
         told(last)
-    if process.wait() or until is not None:
-        raise CloudError(f"the private process failed: {last.removeprefix('error: ')}")
+    status = process.wait()
+    if status or until is not None:
+        said = last.removeprefix("error: ") or "it said nothing"
+        how = f", signal {-status}" if status < 0 else ""
+        raise CloudError(f"the private process failed{how}: {said}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from delta.cli.bench_latency import epsilon_of, numbers
 from delta.cli.bench_output import show_scale
-from delta.cli.bench_processes import environment, launchers
+from delta.cli.bench_processes import environment, launchers, own_cores
 from delta.cli.output import check_writable, say, write_json
 
 __all__ = ["scale"]
@@ -70,7 +69,7 @@ def scale(
             methods=chosen,
             schedule=Schedule(batches=(batch,), rounds=rounds, seconds=seconds, train=False, seed=seed),
             launchers=launchers(device=device, allow=[full_target(model)]),
-            available=sorted(os.sched_getaffinity(0)),
+            available=own_cores(),
             told=lambda text: typer.echo(text, err=True),
         )
         if str(json) != "-":

@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--training", type=Path, metavar="DIR", help="train for clients; data sets and jobs are kept there")
     add("--train-workers", type=int, metavar="N", help="processes of one training job")
+    add(
+        "--train-sessions",
+        type=int,
+        metavar="N",
+        help="interactive trainings open at a time; half for a tenant",
+    )
     add("--train-job-s", type=float, metavar="S", help="longest that a training job may take, seconds")
     add("--train-memory", type=int, metavar="BYTES", help="memory of a training process on the CPU")
     add("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0: any free one")
@@ -68,6 +74,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         "bundles": tuple(options.bundle),
         "training": options.training,
         "train_workers": options.train_workers,
+        "train_sessions": options.train_sessions,
         "train_job_s": options.train_job_s,
         "train_memory": options.train_memory,
         "host": host,
