@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint types protos clean
+.PHONY: help install demo test test-slow test-browser lint types protos clean
 
 help:
 	@echo "make install    every extra, into $(VENV)"
 	@echo "make demo       train, start a cloud, classify real images across the boundary"
 	@echo "make test       lint, types and every test but the slow ones"
-	@echo "make test-slow  the slow tests"
+	@echo "make test-slow  the slow tests, those in a browser included"
+	@echo "make test-browser  pages in a headless Chromium, which is installed where there is none"
 	@echo "make protos     generate delta/v1 from proto/"
 
 install: $(STAMP)
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,baselines,bench,attacks,scale,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,baselines,bench,attacks,report,scale,dev,browser]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -35,8 +36,12 @@ types: $(STAMP)
 test: lint types
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) test-browser
 	$(BIN)/pytest -m slow --timeout 3600 --numprocesses auto --dist loadfile
+
+test-browser: $(STAMP)
+	@browser=$$(scripts/find_browser.sh $(BIN)/python) || exit 1; echo "browser: $$browser"; \
+		CHROME="$$browser" $(BIN)/pytest -m browser
 
 protos: $(STAMP)
 	PYTHON=$(BIN)/python scripts/gen_protos.sh

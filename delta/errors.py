@@ -25,6 +25,7 @@
     │   ├── CloudStorageError       the cloud cannot store what was sent
     │   └── CloudTrainingError      a training in the cloud failed or was cancelled
     ├── RequestError                the cloud refuses a request: bytes, shape or schema
+    ├── AuditError                  an audit rejects a claim, or misses a fault that was seeded
     └── InternalError               a defect in Delta
 
 A message says what was wrong, what was expected and what to do. It never holds a tensor, a logit or a
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "CATALOG",
+    "AuditError",
     "BudgetExceededError",
     "BundleError",
     "CheckpointError",
@@ -169,6 +171,10 @@ class RequestError(DeltaError):
     """A request does not match the manifest or the operation's schema."""
 
 
+class AuditError(DeltaError):
+    """An audit rejects what a mechanism claims, or misses a fault that was seeded into it."""
+
+
 class InternalError(DeltaError):
     """A defect in Delta."""
 
@@ -228,6 +234,7 @@ CATALOG: dict[type[DeltaError], ErrorSpec] = {
     ),
     CloudTrainingError: ErrorSpec("cloud-training", "ABORTED", "the training in the cloud failed", 7, True),
     RequestError: ErrorSpec("request", "INVALID_ARGUMENT", "the request does not match the schema", 8, True),
+    AuditError: ErrorSpec("audit", "FAILED_PRECONDITION", "an audit rejects the claim", 9),
     InternalError: ErrorSpec("internal", "INTERNAL", "internal error", 70),
 }
 

@@ -3,5 +3,19 @@
 from delta.attacks.decoder import Decoder, reconstruct, train_decoder
 from delta.attacks.matching import MatchResult, match_candidates
 from delta.attacks.metrics import psnr, ssim
+from delta.attacks.report import AttackReport
+from delta.attacks.settings import AttackSettings
+from delta.attacks.suite import run_attacks
 
-__all__ = ["Decoder", "MatchResult", "match_candidates", "psnr", "reconstruct", "ssim", "train_decoder"]
+__all__ = [
+    "AttackReport",
+    "AttackSettings",
+    "Decoder",
+    "MatchResult",
+    "match_candidates",
+    "psnr",
+    "reconstruct",
+    "run_attacks",
+    "ssim",
+    "train_decoder",
+]

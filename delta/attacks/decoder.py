@@ -1,4 +1,7 @@
-"""A small supervised decoder: it learns to draw the image from its release on the attacker's own pairs."""
+"""A small supervised decoder: it learns to draw the image from its release on the attacker's own pairs.
+
+It is the demonstration's, which has seconds for it. The attack that a claim may rest on is `delta.attacks.unet`.
+"""
 
 from __future__ import annotations
 

@@ -13,16 +13,21 @@ from typing import NoReturn, ParamSpec, cast
 import typer
 
 from delta.cli import (
+    attack,
+    audit,
     bench,
     bench_latency,
     bench_scale,
+    choose,
     convert,
     demo,
     export,
+    frontier,
     infer,
     ledger,
     methods,
     plan,
+    report,
     serve,
     train,
 )
@@ -80,9 +85,12 @@ app = typer.Typer(
 )
 for command in (
     demo.demo, plan.plan, plan.check, methods.methods, convert.convert, train.train, serve.serve, infer.infer,
-    export.export,
+    export.export, attack.attack, audit.audit, report.report,
 ):  # fmt: skip
     app.command(command.__name__)(_guarded(command))
+app.command("frontier")(_guarded(frontier.frontier))
+app.command("frontier-point", hidden=True)(_guarded(frontier.frontier_point))
+app.command("choose")(_guarded(choose.choose))
 _bench = typer.Typer(help="Measure Delta on this machine.", no_args_is_help=True)
 _bench.command("micro")(_guarded(bench.micro))
 _bench.command("latency")(_guarded(bench_latency.latency))

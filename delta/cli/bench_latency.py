@@ -117,7 +117,13 @@ def latency(
         told=lambda text: typer.echo(text, err=True),
     )
     kind = "seeded, not trained" if weights is None else str(weights)
-    figures = {"rows": rows, "skipped": skipped, "environment": environment(device) | {"weights": kind}}
+    figures = {
+        "kind": "bench-latency",
+        "rows": rows,
+        "skipped": skipped,
+        "environment": environment(device) | {"weights": kind},
+        "seed": seed,
+    }
     if not quiet:
         show_rows(rows)
     if enclave is not None:

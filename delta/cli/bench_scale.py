@@ -82,5 +82,11 @@ def scale(
         if str(json) != "-":
             say(f"plots: {plots}")
     write_json(
-        json, {"rows": [row for some in rows.values() for row in some], "environment": environment(device)}
+        json,
+        {
+            "kind": "bench-scale",
+            "rows": [row for some in rows.values() for row in some],
+            "environment": environment(device),
+            "seed": seed,
+        },
     )

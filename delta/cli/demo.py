@@ -47,9 +47,11 @@ def demo(
     from delta.demo import DemoSettings, render_page, run_demo, summarise
     from delta.demo.summary import headline, verdict
     from delta.errors import InputError
+    from delta.report.charts import plotly_script
 
     started = time.perf_counter()
     check_writable(json)
+    plotly_script()  # of the page: its absence is told before minutes of work
     settings = DemoSettings(
         offload=offload, seed=seed, device=device, show_records=data == "embedded" or include_records
     )
@@ -66,7 +68,8 @@ def demo(
     )
     with progress() as watch:
         result = run_demo(splits, settings, out=out, launch=_launch(out), connect=_connect, progress=watch)
-    summary = summarise(result)
+    shown = settings.gallery if settings.show_records else 0
+    summary = summarise(result, source=data, examples=shown)
     page = render_page(result, gallery=settings.gallery, show_records=settings.show_records)
     write_json(out / "summary.json", summary)
     write_text(out / "report.html", page)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from delta.demo.experiment import DemoResult, Row
+from delta.demo.gallery import examples_of
 
 __all__ = ["headline", "row_title", "summarise", "verdict"]
 
@@ -21,10 +22,22 @@ def row_title(row: Row) -> str:
     return _TITLES[row.config.offload]
 
 
-def summarise(result: DemoResult) -> dict[str, Any]:
-    """`summary.json`: the main row's figures, the other rows under `rows`."""
+def summarise(result: DemoResult, *, source: str | None = None, examples: int = 0) -> dict[str, Any]:
+    """`summary.json`: the main row's figures, the other rows under `rows`.
+
+    Args:
+        result: of the demonstration.
+        source: of its records, as the command was told.
+        examples: records of each row as pictures: private ones, which only a user may ask for (I6).
+    """
     rows = {name: _figures(row, result) for name, row in result.rows.items()}
+    if examples:
+        for name, row in result.rows.items():
+            rows[name]["examples"] = examples_of(result, row, examples)
     return {
+        "kind": "demo",
+        "source": source,
+        "seed": result.rows["main"].config.seed,
         "dataset": result.data.train.name,
         "records": len(result.test.y),
         "training_records": len(result.data.train.labels),
@@ -136,6 +149,7 @@ def _figures(row: Row, result: DemoResult) -> dict[str, Any]:
             "main_only": result.main_only.accuracy,
         },
         "cloud_helps": row.cloud_helps,
+        "beats_main_only": row.beats_main_only(result.main_only),
         "alpha": row.stage.fusion.alpha,
         "certified_fraction": row.certified,
         "fallbacks": row.fallbacks,

@@ -26,6 +26,7 @@ def run_figures(config: RunConfig, run: Run, data: DataSplits, *, seconds: float
     """
     controls, stage, facts = run.controls, run.stage, run.bundle.facts
     return {
+        "kind": "train",
         "name": config.name,
         "dataset": data.name,
         "records": {"training": run.records, "test": len(data.test)},

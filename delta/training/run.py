@@ -99,6 +99,7 @@ def run_training(
     *,
     where: Stage2,
     outbound: Callable[[CloudStage, Bundle], None] = lambda stage, bundle: None,
+    key: NoiseKey | None = None,
     progress: Progress = quiet,
 ) -> Run:
     """Train Delta, its controls and its rival.
@@ -110,6 +111,8 @@ def run_training(
         where: the cloud, the ledger, and what is kept.
         outbound: sends what else is to be sent, such as a promotion. It comes before any further private record
             meets the cloud's weights, which may have been made to fail on some records (I1).
+        key: noise key of a run that can be repeated, since none of its releases leaves this process; none draws
+            fresh ones.
         progress: told after every step.
 
     Raises:
@@ -123,7 +126,7 @@ def run_training(
     started = time.perf_counter()
     stage = train_private_stage(parts, data.train, config, progress=progress, store=where.store)
     trained = time.perf_counter()
-    cloud = train_cloud_stage(stage, config, where=where, progress=progress)
+    cloud = train_cloud_stage(stage, config, where=where, key=key, progress=progress)
     draft = assemble_bundle(
         stage,
         cloud,
@@ -136,7 +139,7 @@ def run_training(
     answered = time.perf_counter()
     test = Labelled.of(data.test, stage.input)
     measured = measure_controls(
-        stage, cloud, test, config, key=NoiseKey.generate(), store=where.store, progress=progress
+        stage, cloud, test, config, key=key or NoiseKey.generate(), store=where.store, progress=progress
     )
     controlled = time.perf_counter()
     rival = train_main_only(
