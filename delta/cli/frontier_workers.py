@@ -70,9 +70,13 @@ class Workers:
                 )
                 self._running.add(process)
             with process:
-                for line in process.stdout or ():
-                    self._told(line.strip())
-                status = process.wait()
+                try:
+                    for line in process.stdout or ():
+                        self._told(line.strip())
+                    status = process.wait()
+                except BaseException:  # Ctrl-C: leaving the block waits for its end
+                    process.terminate()
+                    raise
         with self._lock:
             self._running.discard(process)
         if status and not self._stopped:

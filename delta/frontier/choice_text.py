@@ -22,7 +22,7 @@ def choice_lines(choice: Choice, frontier: Mapping[str, Any]) -> list[str]:
     lines = []
     chosen, point, rival = choice.chosen, choice.point, choice.rival
     if chosen.method != "delta":
-        lines.append(f"{chosen.name} does: no cloud, nothing leaves. {_figures(chosen)}.")
+        lines.append(f"{chosen.name} does: no cloud, nothing leaves. {_alone(chosen)}")
         lines += _how(chosen)
         if point is not None:
             gain = (point.accuracy or 0.0) - (chosen.accuracy or 0.0)
@@ -39,7 +39,7 @@ def choice_lines(choice: Choice, frontier: Mapping[str, Any]) -> list[str]:
         if accurate >= 0:
             lines.append(
                 f"Consider {rival.name} first: no cloud, nothing leaves, {accurate:.1f} percentage points more "
-                f"accurate than the cheapest point, for {slower:.2f} ms more a batch. {_figures(rival)}."
+                f"accurate than the cheapest point, for {slower:.2f} ms more a batch. {_alone(rival)}"
             )
     lines.append(f"{chosen.name} is the cheapest that keeps every limit: {_figures(chosen)}.")
     lines.append(f"  settings: {_settings(chosen)}")
@@ -49,7 +49,7 @@ def choice_lines(choice: Choice, frontier: Mapping[str, Any]) -> list[str]:
     if rival is None:
         lines.append("No model without a cloud keeps every limit.")
     elif accurate < 0:
-        lines.append(f"Without a cloud, {rival.name} keeps them, too: {_figures(rival)}.")
+        lines.append(f"Without a cloud, {rival.name} keeps them, too. {_alone(rival)}")
     lines.append(_EVIDENCE)
     return lines
 
@@ -111,18 +111,29 @@ def _miss(miss: Miss) -> str:
     word = "highest" if axis.higher else "lowest"
     text = f"{limit.option_text}: with all others kept the {word} {axis.label} is {_value(axis, miss.value)}"
     by = "less than asked" if axis.higher else "more than asked"
-    return f"{text} ({miss.best.name}), {_value(axis, miss.gap or 0.0)} {by}"
+    gap = _value(axis, miss.gap).replace(" %", " percentage points")
+    return f"{text} ({miss.best.name}), {gap} {by}"
 
 
 def _figures(option: Option) -> str:
-    """Figures of an option in one line, the time first."""
+    """Figures of a point in one line, the time first."""
     order = ("private_ms", "accuracy", "ssim", "matching_top1", "label_leak", "bytes_per_record")
     axes = {axis.field: axis for axis in AXES}
-    shown = order if option.method == "delta" else order[:2]
-    parts = [f"{axes[name].label} {_value(axes[name], getattr(option, name))}" for name in shown]
-    if option.method == "delta" and option.epsilon is not None and math.isfinite(option.epsilon):
+    parts = [f"{axes[name].label} {_value(axes[name], getattr(option, name))}" for name in order]
+    if option.epsilon is not None and math.isfinite(option.epsilon):
         parts.append(f"ε = {option.epsilon:.3g} a release")
     return ", ".join(parts)
+
+
+def _alone(rival: Option) -> str:
+    """Figures of a model without a cloud, as a sentence."""
+    time, accuracy = (
+        next(axis for axis in AXES if axis.field == name) for name in ("private_ms", "accuracy")
+    )
+    return (
+        f"It takes {_value(time, rival.private_ms)} a batch, and is right for {_value(accuracy, rival.accuracy)} of "
+        "the records."
+    )
 
 
 def _value(axis: Axis, value: float | None) -> str:

@@ -124,7 +124,7 @@ def measure_missing(
             slots.append(slot)
 
     with ThreadPoolExecutor(parallel) as pool:
-        running = {pool.submit(one, cell): cell for cell in spread_out(cells)}
+        running = {pool.submit(one, cell): cell for cell in _spread_out(cells)}
         try:
             for future in as_completed(running):
                 ended(running[future], future.result())
@@ -135,7 +135,7 @@ def measure_missing(
     return failures
 
 
-def spread_out(cells: Sequence[Cell]) -> list[Cell]:
+def _spread_out(cells: Sequence[Cell]) -> list[Cell]:
     """An order in which neighbours share as few fits as there is choice: who shares one waits for it."""
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:

@@ -6,12 +6,13 @@ __all__ = [
     "DASH",
     "count",
     "decimal",
+    "epsilon_text",
     "interval",
     "millions",
     "ms",
     "pair",
     "percent",
-    "points",
+    "signed",
     "size",
     "spread",
 ]
@@ -24,9 +25,14 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f} %"
 
 
-def points(value: float) -> str:
-    """A difference of percentages, signed."""
-    return f"{value:+.1f} points"
+def signed(value: float) -> str:
+    """A difference of percentages with its sign; what rounds to nothing has none that misleads."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
+def epsilon_text(value: float) -> str:
+    """ε, without powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def decimal(value: float | None, *, digits: int = 2) -> str:

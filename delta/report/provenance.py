@@ -26,21 +26,27 @@ _ENVIRONMENT = (
 
 
 def runs_table(runs: Sequence[Run]) -> Html:
-    """A row a run."""
-    rows = [
-        [
-            run.source,
-            run.kind,
-            _first_text(run.figures, "dataset", "data", "data.name", "source"),
-            _records(run.figures),
-            _seeds(run.figures),
-            run.figures.text("tee") or run.figures.text("environment.tee") or "simulated",
-            _environment(run.figures),
-        ]
-        for run in runs
-    ]
-    columns = ["file", "kind", "data", "records", "seed", "TEE", "versions and machine"]
+    """A row for all runs of a file that differ in their seeds, or in settings that their sections show."""
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        key = (run.source.partition(", line ")[0], run.kind, *_facts(run.figures))
+        alike.setdefault(key, []).append(run)
+    rows = []
+    for (file, kind, data, records, tee, machine), some in alike.items():
+        seeds = dict.fromkeys(_seeds(run.figures) for run in some)
+        rows.append([file, kind, count(len(some)), data, records, ", ".join(seeds), tee, machine])
+    columns = ["file", "kind", "runs", "data", "records", "seeds", "TEE", "versions and machine"]
     return element("div", table(columns, rows, caption="Runs"), class_="words")
+
+
+def _facts(figures: Figures) -> tuple[str, str, str, str]:
+    """Data, records, TEE and machine."""
+    return (
+        _first_text(figures, "dataset", "data", "data.name", "source"),
+        _records(figures),
+        figures.text("tee") or figures.text("environment.tee") or "simulated",
+        _environment(figures),
+    )
 
 
 def commands_table(runs: Sequence[Run]) -> Html:

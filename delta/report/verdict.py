@@ -6,13 +6,14 @@ or a mechanism "private"; the word stands only in the fixed term "private MACs".
 
 from __future__ import annotations
 
-from delta.report.numbers import count, decimal, millions, ms, percent
+from delta.report.numbers import count, decimal, epsilon_text, millions, ms, percent, signed
 
 __all__ = [
     "audited",
     "bounded",
     "chosen_against",
     "cloud_worth",
+    "dominated",
     "drawn",
     "grown",
     "guessed",
@@ -76,7 +77,8 @@ def runs_worth(*, runs: int, helps: int, beats: int, low: float | None, high: fl
     """
     if not runs or low is None or high is None:
         return "Whether the cloud is worth it was not tested in these runs."
-    added = f"the cloud adds {low:+.1f} to {high:+.1f} points to the main model alone"
+    ends = dict.fromkeys((signed(low), signed(high)))
+    added = f"the cloud adds {' to '.join(ends)} points to the main model alone"
     if not beats:
         return (
             f"The cloud is not worth it in any of these {count(runs)} runs: {added}, beyond chance in {count(helps)} "
@@ -103,14 +105,14 @@ def bounded(*, epsilon: float | None, delta: float | None, ceiling: float | None
     """What noise bounds of a release; without an ε nothing."""
     if epsilon is None:
         return (
-            "There is no noise, and so no bound on what can be inferred from a release: "
-            "this is empirical obfuscation, and nothing more is claimed."
+            "Without noise nothing bounds what can be inferred from a release: this is empirical obfuscation, and "
+            "nothing more is claimed."
         )
     at_most = "" if ceiling is None else f", at most {decimal(ceiling)} bits about its record"
     at = "" if delta is None else f" at δ = {delta:g}"
     return (
-        f"Noise bounds what one release tells about its record: ε = {epsilon:.3g}{at}{at_most}. "
-        "The bound holds under the conditions listed here, and for no other party or moment."
+        f"Noise bounds what one release tells about its record: ε = {epsilon_text(epsilon)}{at}{at_most}. "
+        "The bound holds under the conditions listed below."
     )
 
 
@@ -271,17 +273,31 @@ def chosen_against(
     if not points or gain is None:
         return f"No measured point keeps {limit}."
     where = f" (at {millions(macs)} private MACs)" if macs is not None else ""
-    text = f"At {limit}, the most that the cloud adds to the main model alone is {gain:+.1f} points{where}"
+    text = f"At {limit}, the most that the cloud adds to the main model alone is {signed(gain)} points{where}"
     if rival_gain is None:
         return f"{text}; no model without a cloud was measured there."
     if rival_gain <= 0:
         return (
             f"{text}; a model without any cloud, of the same private MACs, is at least as accurate "
-            f"({-rival_gain:+.1f} points), and gives nothing away."
+            f"({signed(-rival_gain)} points), and gives nothing away."
         )
-    return (
-        f"{text}, and {rival_gain:+.1f} points over the best model without a cloud, of the same private MACs."
-    )
+    return f"{text}, and {signed(rival_gain)} points over the best model without a cloud, of the same private MACs."
+
+
+def dominated(*, points: int, beaten: int) -> str | None:
+    """How many points a model without a cloud beats in every respect; none where nothing is known of that.
+
+    Args:
+        points: of the frontier.
+        beaten: of them, where a model without a cloud is no worse in anything and better in something.
+    """
+    if not points or not beaten:
+        return None
+    if beaten == points:
+        return (
+            "No point is worth its cloud: for each there is a model without one that is no worse in anything."
+        )
+    return f"{count(beaten)} of {count(points)} points are worse than a model without any cloud in every respect."
 
 
 def timed(*, delta: float | None, whole: float | None, small: float | None, records: float | None) -> str:

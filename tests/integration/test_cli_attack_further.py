@@ -9,7 +9,7 @@ import pytest
 from delta.errors import ConfigError
 from tests.commands import fails
 
-DATA = ("--data", "generated:10x1x16x16:160")
+DATA = ("--data", "generated:10x1x16x16:240")
 SMALL = ("--taps", "release", "--epochs", "1", "--shadows", "4", "--pool", "40", "--auxiliary", "64")
 
 

@@ -44,6 +44,7 @@ def figures(tmp_path_factory):
 
 
 def test_every_method_is_timed_with_every_field(figures):
+    assert (figures[0]["kind"], figures[0]["seed"]) == ("bench-latency", 0)
     rows = figures[0]["rows"]
     methods = {row["method"] for row in rows if row["phase"] == "infer"}
     assert methods == set(bench_methods())
@@ -138,7 +139,9 @@ def test_scale_over_clients_runs_them_at_once(run, tmp_path):
         *("--size", "16", "--rounds", "3", "--seconds", "0.1", "--json", out),
     )
     assert done.code == 0, done.err
-    rows = [row for row in json.loads(out.read_text())["rows"] if row["method"] == "cloud-only"]
+    figures = json.loads(out.read_text())
+    assert figures["kind"] == "bench-scale"
+    rows = [row for row in figures["rows"] if row["method"] == "cloud-only"]
     assert [row["clients"] for row in rows] == [1, 2]
     assert rows[1]["samples"] == 2 * rows[0]["samples"]
     assert rows[1]["private_cores"] is None

@@ -201,3 +201,28 @@ def test_a_killed_sweep_goes_on_to_the_same_figures(tmp_path: Path, parallel: in
     one, other = (figures_of(tmp_path / name / "frontier.json")["points"] for name in ("whole", "cut"))
     assert [p["accuracy"] for p in one] == [p["accuracy"] for p in other]
     assert [p["spread"]["accuracy"] for p in one] == [p["spread"]["accuracy"] for p in other]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are read from /proc")
+def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "delta.cli", "frontier", write_sweep(tmp_path), "--parallel", "2"]
+    with subprocess.Popen(
+        [*map(str, command), "--out", str(tmp_path / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if "whole model" in line:  # of a worker, which is at work
+                break
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [int(pid) for task in tasks for pid in task.read_text().split()]
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert (process.returncode, said.strip().splitlines()[-1]) == (130, "error: interrupted")
+    assert children
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

@@ -102,7 +102,7 @@ def test_one_command_trains_in_a_cloud_of_its_own_and_leaves_what_can_be_served(
         *("private", "release", "upload", "cloud", "controls", "main_only")
     ]
     assert sum(figures["stage_seconds"].values()) < figures["seconds"]
-    assert (figures["tee"], figures["promoted"]) == ("simulated", False)
+    assert (figures["kind"], figures["tee"], figures["promoted"]) == ("train", "simulated", False)
     for stage in (
         "whole model",
         "main model",

@@ -159,7 +159,8 @@ def test_what_cannot_be_kept_is_told_with_how_far_it_is():
     ]
     text = said(min_accuracy=82.0, max_ssim=0.35, max_private_ms=20.0)
     assert (
-        "--min-accuracy 82: with all others kept the highest accuracy is 78.0 % (point 2), 4.0 % less" in text
+        "--min-accuracy 82: with all others kept the highest accuracy is 78.0 % (point 2), 4.0 percentage"
+        in text
     )
     assert "--max-ssim 0.35: nothing keeps the other limits" in text
     assert "--min-accuracy 82 and --max-private-ms 20 exclude each other" in text

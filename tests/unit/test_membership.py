@@ -27,11 +27,11 @@ from delta.training.uploads import release_records
 from tests.trained import settings
 
 CPU = torch.device("cpu")
-POOL = 120
+POOL = 400
 OVERFIT = TrainConfig.of(
     settings(
-        cloud_fit=FitConfig(epochs=30, batch=32, weight_decay=0.0),
-        main_fit=FitConfig(epochs=30, batch=32, learning_rate=1e-2),
+        cloud_fit=FitConfig(epochs=12, batch=32, learning_rate=1e-2),
+        main_fit=FitConfig(epochs=20, batch=32, learning_rate=1e-2),
     )
 )
 ONE_EPOCH = TrainConfig.of(settings(cloud_fit=FitConfig(epochs=1), main_fit=FitConfig(epochs=1)))
@@ -45,16 +45,13 @@ def pool(trained):
     return Labelled(x, data.labels, data.ids, data.subjects)
 
 
-@pytest.fixture(scope="module")
-def overfit(trained, pool):
-    """Nine cloud models that know their halves by heart, and what they say of the pool."""
+def _overfit(trained, pool, masks):
+    """Cloud models that know those in their masks by heart, and what they say of the pool."""
     bundle = trained.bundles["none"]
     tap = ReleaseTap(bundle)
-    masks = shadow_masks(POOL, shadows=8, seed=1)
     bits = release_records(load_private_parts(bundle), tap.release, pool, key=NoiseKey(bytes(32)))
     models = train_cloud_shadows(bundle, bits, pool.y, masks, config=OVERFIT, seed=2, device=CPU)
-    signals = signals_of(models, pool.x, pool.y, asks_releases(tap, draws=4, seed=0))
-    return signals, masks
+    return signals_of(models, pool.x, pool.y, asks_releases(tap, draws=4, seed=0))
 
 
 def _as_targets(signals, masks, score):
@@ -74,20 +71,24 @@ def _loss(signals, masks, target):
     return loss_scores(signals.loss[target])
 
 
-def test_an_overfit_model_gives_its_members_away(overfit):
-    signals, masks = overfit
-    known = masks[-1]
-    assert signals.accuracy(-1, known) > 95
-    assert signals.accuracy(-1, ~known) < 75
-    score = _loss(signals, masks, -1)
+def test_an_overfit_model_gives_its_members_away(trained, pool):
+    masks = shadow_masks(POOL, shadows=6, seed=1)[-1:]
+    signals = _overfit(trained, pool, masks)
+    known = masks[0]
+    assert signals.accuracy(0, known) > 95
+    assert signals.accuracy(0, ~known) < 75
+    score = _loss(signals, masks, 0)
     assert curve_of(score[known], score[~known]).interval[0] > 0.7
 
 
-def test_lira_beats_the_loss_at_few_false_alarms(overfit):
-    best = curve_of(*_as_targets(*overfit, _lira))
-    plain = curve_of(*_as_targets(*overfit, _loss))
+@pytest.mark.slow
+def test_lira_beats_the_loss_at_few_false_alarms(trained, pool):
+    masks = shadow_masks(POOL, shadows=6, seed=1)
+    signals = _overfit(trained, pool, masks)
+    best = curve_of(*_as_targets(signals, masks, _lira))
+    plain = curve_of(*_as_targets(signals, masks, _loss))
     assert best.caught[1].resolved
-    assert best.caught[1].interval[0] > plain.caught[1].interval[1]
+    assert best.caught[1].interval[0] > 2 * plain.caught[1].interval[1]
     assert best.auc > plain.auc
 
 
@@ -133,10 +134,10 @@ def test_a_run_attacks_both_models_in_every_way(trained):
     rows = {(r.target, r.copy, r.attack, r.sees) for r in report.results}
     simulated, stored, main = "simulated releases", "the stored release", "main input"
     assert rows == {
-        ("cloud model", "the bundle's", "label-only", simulated),
-        ("cloud model", "the bundle's", "loss", simulated),
-        ("main model", "the bundle's", "label-only", main),
-        ("main model", "the bundle's", "loss", main),
+        ("cloud model", "bundle's", "label-only", simulated),
+        ("cloud model", "bundle's", "loss", simulated),
+        ("main model", "bundle's", "label-only", main),
+        ("main model", "bundle's", "loss", main),
         ("cloud model", "retrained", "label-only", simulated),
         ("cloud model", "retrained", "loss", simulated),
         ("cloud model", "retrained", "lira", simulated),
@@ -145,7 +146,7 @@ def test_a_run_attacks_both_models_in_every_way(trained):
         ("main model", "retrained", "loss", main),
         ("main model", "retrained", "lira", main),
     }
-    own = next(r for r in report.results if r.copy == "the bundle's")
+    own = next(r for r in report.results if r.copy == "bundle's")
     assert (own.curve.positives, own.curve.negatives) == (540, 100)  # nine tenths of the training records
     figures = report.to_json()
     assert {row["shadows"] for row in figures if row["attack"] == "lira"} == {4}
@@ -154,8 +155,6 @@ def test_a_run_attacks_both_models_in_every_way(trained):
     assert any("0.1 % takes 1,000" in note for note in report.notes)
     assert len(report.verdict()) == 2
     assert not any("private" in line for line in report.verdict())
-    again = run_membership(bundle, trained.data, Recipe(ONE_EPOCH), small)
-    assert again.to_json() == figures
 
 
 def test_only_delta_has_such_models(trained):

@@ -197,3 +197,19 @@ def test_without_plotly_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ConfigError, match=r"delta-split\[report\]"):
         plotly_script()
+
+
+def test_trainings_that_differ_in_their_seed_are_shown_together():
+    noisy = {
+        "accuracy": report_runs.accuracy(delta=94.0),
+        "cloud_helps": False,
+        "privacy": report_runs.privacy(8.0),
+    }
+    runs = [report_runs.train(seed=seed, **more) for seed in (0, 1) for more in ({}, noisy)]
+    page = _page(*runs)
+    assert "in any of these 4 runs: the cloud adds +0.0 to +2.4 points" in page
+    assert "beyond chance in 2 of them" in page
+    assert ">4</td>" in page  # one row of four runs
+    assert ">0, 1</td>" in page
+    assert page.count("What may be claimed, and under which conditions") == 1
+    assert page.count("labels: disclosed to the cloud") == 2  # of each claim once

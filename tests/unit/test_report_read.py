@@ -8,7 +8,18 @@ import pytest
 from delta.errors import InputError
 from delta.report.figures import Figures
 from delta.report.kinds import KINDS, kind_of
-from delta.report.numbers import count, decimal, interval, millions, ms, percent, size, spread
+from delta.report.numbers import (
+    count,
+    decimal,
+    epsilon_text,
+    interval,
+    millions,
+    ms,
+    percent,
+    signed,
+    size,
+    spread,
+)
 from delta.report.read import read_runs
 from tests import report_runs
 
@@ -108,3 +119,8 @@ def test_numbers_are_readable():
     assert (size(40.5), size(12_289), size(2**21)) == ("40 bytes", "12.0 KiB", "2.0 MiB")
     assert (millions(0), millions(440_000), millions(14_308_128)) == ("0", "0.44 M", "14.3 M")
     assert spread([55.7, 62.2]) == "55.7 to 62.2 %"
+
+
+def test_large_epsilons_and_small_differences_are_told_plainly():
+    assert (epsilon_text(7.999999), epsilon_text(0.5), epsilon_text(1024.2)) == ("8", "0.5", "1,024")
+    assert (signed(-0.04), signed(0.04), signed(-0.06), signed(1.84)) == ("+0.0", "+0.0", "-0.1", "+1.8")

@@ -72,6 +72,7 @@ def every_sentence():
     yield from _grid(
         verdict.linked, case=(None, "pairs"), identical=(None, 0.0, 1.0), auc=(None, 0.5), linkable=flags
     )
+    yield from (text for beaten in (0, 1, 4) if (text := verdict.dominated(points=4, beaten=beaten)))
     yield verdict.nothing_proved()
     yield verdict.grown()
 
@@ -143,6 +144,12 @@ def test_an_audit_says_what_it_found(changes, begins, words):
 def test_the_worth_of_the_cloud_is_told_in_every_case(changes, words):
     given = {"delta": 96.4, "alone": 94.0, "rival": 95.7, "macs": 4.4e5, "beats": False}
     assert words in verdict.cloud_worth(**{**given, **changes})
+
+
+def test_points_that_a_model_without_a_cloud_beats_are_counted():
+    assert verdict.dominated(points=4, beaten=0) is None
+    assert verdict.dominated(points=4, beaten=1).startswith("1 of 4 points are worse")
+    assert verdict.dominated(points=4, beaten=4).startswith("No point is worth its cloud")
 
 
 def test_main_only_is_named_where_it_is_the_better_choice():

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 Target = Literal["cloud model", "main model"]
-Copy = Literal["the bundle's", "retrained"]
+Copy = Literal["bundle's", "retrained"]
 Name = Literal["label-only", "loss", "lira"]
 Sees = Literal["simulated releases", "the stored release", "main input"]
 

@@ -140,7 +140,7 @@ class _Attack:
         )
         for target, model, ask in cases:
             signals = self._signals([model], x, labels, ask, stage=f"the bundle's {target}")
-            found += self._thresholds(target, "the bundle's", signals, known)
+            found += self._thresholds(target, "bundle's", signals, known)
         return found
 
     def cloud(self, pool: Dataset) -> list[MembershipResult]:

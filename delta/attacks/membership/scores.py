@@ -19,7 +19,7 @@ __all__ = ["Ask", "Signals", "asks_main", "asks_releases", "asks_stored", "logit
 Ask = Callable[[Tensor], list[Tensor]]
 """Candidates `[b, …]` → what the models are asked, one input a draw."""
 
-_BATCH = 128
+_BATCH = 256
 
 
 @dataclass(frozen=True)

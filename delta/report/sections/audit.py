@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from delta.report.charts import Canvas, Chart, Dot, Series, dots
 from delta.report.figures import Figures
 from delta.report.markup import Html, element, table
-from delta.report.numbers import DASH, count, decimal, percent
+from delta.report.numbers import DASH, count, decimal, epsilon_text, percent
 from delta.report.read import Run
 from delta.report.section import Section, tiles, unique
 from delta.report.verdict import audited
@@ -140,7 +140,7 @@ def _what(figures: Figures) -> str:
 
 def _claim(figures: Figures) -> str:
     epsilon, delta = figures.number("claimed.epsilon"), figures.number("claimed.delta")
-    return DASH if epsilon is None else f"ε = {epsilon:.3g} at δ = {delta or 0:g}"
+    return DASH if epsilon is None else f"ε = {epsilon_text(epsilon)} at δ = {delta or 0:g}"
 
 
 def _confidence(figures: Figures) -> float | None:

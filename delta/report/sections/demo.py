@@ -8,7 +8,7 @@ from delta.report.charts import Canvas, Chart
 from delta.report.figures import Figures
 from delta.report.gallery import NOT_SHOWN, gallery, holds_pictures
 from delta.report.markup import Html, element, paragraphs, table
-from delta.report.numbers import DASH, count, decimal, millions, ms, percent
+from delta.report.numbers import DASH, count, decimal, epsilon_text, millions, ms, percent
 from delta.report.read import Run
 from delta.report.records import may_show
 from delta.report.section import CONTROLS, Section, claim_list, tiles, unique
@@ -163,7 +163,7 @@ def _bytes(row: Figures) -> str:
 
 def _epsilon(row: Figures) -> str:
     epsilon, delta = row.number("privacy.epsilon"), row.number("privacy.delta")
-    return "none" if epsilon is None else f"{epsilon:.3g} ({delta or 0:g})"
+    return "none" if epsilon is None else f"{epsilon_text(epsilon)} ({delta or 0:g})"
 
 
 def _guess(row: Figures) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from delta.report.charts import Canvas, Chart, Dot, Series, View, macs_axis, scatter
 from delta.report.figures import Figures
 from delta.report.markup import Html, element, joined, table
-from delta.report.numbers import DASH, count, decimal, millions, ms, percent, size, spread
+from delta.report.numbers import DASH, count, decimal, epsilon_text, millions, ms, percent, size, spread
 from delta.report.read import Run
 from delta.report.section import Section, tiles
-from delta.report.verdict import chosen_against, nothing_proved
+from delta.report.verdict import chosen_against, dominated, nothing_proved
 
 __all__ = ["SSIM_LIMIT", "TOP1_LIMIT", "frontier_sections"]
 
@@ -20,6 +20,7 @@ SSIM_LIMIT = 0.35
 TOP1_LIMIT = 5.0
 """Matching top-1 of 1,000 candidates at which the second figure stands, percent."""
 
+_CLOUDLESS = ("main-only", "private-only")
 _TERMS = frozenset(
     {
         "main model alone",
@@ -71,6 +72,8 @@ def _section(run: Run, canvas: Canvas) -> Section:
     every = run.figures.parts("points")
     points_ = sorted(every, key=lambda one: (_macs(one) or 0.0, one.number("ssim") or 0.0))
     best = max(points_, key=lambda one: one.number("accuracy.delta") or 0.0)
+    rivals = [name for one in points_ if (name := one.text("dominated_by")) and name.startswith(_CLOUDLESS)]
+    beaten = dominated(points=len(points_), beaten=len(rivals))
     verdict = (
         _within(
             points_,
@@ -82,6 +85,7 @@ def _section(run: Run, canvas: Canvas) -> Section:
             f"matching of at most {TOP1_LIMIT:g} %",
             lambda one: _at_most(one, "matching_top1", TOP1_LIMIT),
         ),
+        *([] if beaten is None else [beaten]),
         nothing_proved(),
     )
     pareto = sum(one.flag("pareto") is True for one in points_)
@@ -95,9 +99,10 @@ def _section(run: Run, canvas: Canvas) -> Section:
         ]),
         canvas.add(_trade(points_)),
         canvas.add(_budgets(points_)),
-        element("p", "Filled: in the Pareto set, so that no other point is better in accuracy, leakage and time at "
-                "once. Hollow: another point is. ", element("code", "delta choose"), " names the cheapest point within "
-                "limits of yours, or says that a model without a cloud is the better choice."),
+        element("p", "Filled: in the Pareto set, so that nothing else, with a cloud or without, is as good in "
+                "everything and better in something. Hollow: something is. ", element("code", "delta choose"),
+                " names the cheapest point within limits of yours, or says that a model without a cloud is the better "
+                "choice."),
         _table(points_),
         *_without(run.figures.parts("baselines")),
         *_failed(run.figures.parts("failed")),
@@ -327,7 +332,7 @@ def _alone(one: Figures) -> str:
 
 def _epsilon(one: Figures) -> str:
     epsilon = one.number("epsilon")
-    return "no claim" if epsilon is None else f"ε = {epsilon:.3g}"
+    return "no claim" if epsilon is None else f"ε = {epsilon_text(epsilon)}"
 
 
 def _level(y: float, position: int) -> dict[str, object]:

@@ -7,8 +7,8 @@ from statistics import mean
 
 from delta.report.charts import Canvas, Chart, Dot, Series, View, dots, macs_axis, scatter
 from delta.report.figures import Figures
-from delta.report.markup import Html, table
-from delta.report.numbers import count, decimal, interval, millions, percent, size, spread
+from delta.report.markup import Html, element, table
+from delta.report.numbers import count, decimal, epsilon_text, interval, millions, percent, size, spread
 from delta.report.read import Run
 from delta.report.section import CONTROLS, Section, accuracy_rows, claim_list, name_of, tiles, unique
 from delta.report.verdict import bounded, cloud_worth, guessed, runs_worth
@@ -78,7 +78,13 @@ def _several(runs: Sequence[Run], canvas: Canvas, title: str) -> Section:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(_setting(run), []).append(run)
-    blocks = [canvas.add(_comparison(groups, runs)), _groups(groups)]
+    claims = {_claim(run.figures): run.figures for run in runs}
+    details = element(
+        "details",
+        element("summary", "What may be claimed, and under which conditions"),
+        *(claim_list(figures, caption=claim) for claim, figures in claims.items()),
+    )
+    blocks = [canvas.add(_comparison(groups, runs)), _groups(groups), details]
     return Section(title, verdict, tuple(blocks), _keeps(), _gives(runs), _TERMS)
 
 
@@ -200,7 +206,7 @@ def _leaks(runs: Sequence[Run]) -> tuple[str, ...]:
     worst = max(runs, key=lambda run: run.figures.number("leakage.cloud_label_accuracy") or 0.0)
     return unique([
         _leak(worst.figures)[0],
-        *(f"{_claim(run.figures)}: {_leak(run.figures)[1]}" for run in runs),
+        *(_leak(run.figures)[1] for run in runs),
     ])  # fmt: skip
 
 
@@ -220,7 +226,8 @@ def _gives(runs: Sequence[Run]) -> tuple[str, ...]:
         if labels:
             epsilon = figures.number("labels.epsilon")
             lines.append(f"training labels: {labels}{'' if epsilon is None else f', ε = {decimal(epsilon)}'}")
-    up = _values(runs, "bytes_per_record.up")
+    # A run that went on where it was cut had sent its records before.
+    up = _values([run for run in runs if not run.figures.flag("resumed")], "bytes_per_record.up")
     if up:
         lines.append(
             f"{spread(up, unit=' bytes')} a training record, and the order, count and timing of messages"
@@ -242,7 +249,7 @@ def _gain(figures: Figures) -> float | None:
 
 def _claim(figures: Figures) -> str:
     epsilon = figures.number("privacy.epsilon")
-    return "no noise" if epsilon is None else f"ε = {epsilon:.3g} a release"
+    return "no noise" if epsilon is None else f"ε = {epsilon_text(epsilon)} a release"
 
 
 def _setting(run: Run) -> tuple[str, ...]:
