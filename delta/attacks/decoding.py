@@ -18,7 +18,7 @@ from delta.errors import ConfigError
 from delta.release.config import InputSpec
 from delta.training.fit import Progress, placed, quiet
 
-__all__ = ["DecoderSettings", "Pairs", "TrainedDecoder", "draw", "drawing_loss", "fit_decoder"]
+__all__ = ["DecoderSettings", "Pairs", "TrainedDecoder", "draw", "drawing_loss", "fit_decoder", "precision_on"]
 
 _SAMPLE = 1024
 """Records from which the scale of the observations is taken."""
@@ -140,7 +140,7 @@ def fit_decoder(
                 index = places[start : start + batch].to(device)
                 mirror = (torch.rand(batch, generator=order) < 0.5).to(device) if flips else None
                 observed, target = pairs.observe(index, mirror), pairs.target(index, mirror)
-                with _precision(device):
+                with precision_on(device):
                     drawn = model(observed)
                 loss = drawing_loss(drawn.float(), target)
                 optimizer.zero_grad(set_to_none=True)
@@ -162,7 +162,7 @@ def fit_decoder(
 
 def draw(decoder: UNet, observed: Tensor, *, batch: int = 256) -> Tensor:
     """Images `[n, c, h, w]` float32 in [0, 1] drawn from observations `[n, *shape]`."""
-    with torch.no_grad(), _precision(observed.device):
+    with torch.no_grad(), precision_on(observed.device):
         return torch.cat([decoder(part).float() for part in torch.split(observed, batch)])
 
 
@@ -216,5 +216,6 @@ def _mirrored(images: Tensor, mirror: Tensor | None) -> Tensor:
     return images if mirror is None else torch.where(mirror[:, None, None, None], images.flip(3), images)
 
 
-def _precision(device: torch.device) -> AbstractContextManager[Any]:
+def precision_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Half precision in matrix products where there is an accelerator."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()

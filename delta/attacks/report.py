@@ -29,22 +29,26 @@ class TapRow:
         tap: its name.
         looks: observations a record, each under fresh noise.
         scores: see `delta.attacks.scores`.
-        decoder: epochs, seconds, parameters and training loss.
+        effort: of a decoder epochs, seconds, parameters and training loss; of a search steps, seconds, weights of
+            the prior and victims.
+        attack: `decoder`, or `optimisation` and where it began.
     """
 
     tap: str
     looks: int
     scores: dict[str, Any]
-    decoder: dict[str, float]
+    effort: dict[str, float]
+    attack: str = "decoder"
 
     def to_json(self) -> dict[str, Any]:
         """The figures."""
         return {
             "tap": self.tap,
+            "attack": self.attack,
             "looks": self.looks,
             "fresh": self.looks > 1,
             **self.scores,
-            "decoder": self.decoder,
+            "decoder" if self.attack == "decoder" else "search": self.effort,
         }
 
 
@@ -100,6 +104,17 @@ class AttackReport:
         sent = [row for row in self.taps if row.tap not in _CONTROLS]
         return max(sent, key=lambda row: float(row.scores["ssim"]), default=None)
 
+    def _strongest(self) -> list[dict[str, Any]]:
+        """Of each tap the attack that draws best."""
+        best: dict[str, TapRow] = {}
+        for row in self.taps:
+            if row.tap not in best or row.scores["ssim"] > best[row.tap].scores["ssim"]:
+                best[row.tap] = row
+        return [
+            {"tap": row.tap, "attack": row.attack, "looks": row.looks, "ssim": row.scores["ssim"]}
+            for row in best.values()
+        ]
+
     def verdict(self) -> str:
         """In plain words: what was got out of what leaves, and that this is no proof of what can be got."""
         return " ".join(self._sentences())
@@ -117,13 +132,17 @@ class AttackReport:
         if best is not None and floor is not None:
             looks = "" if best.looks == 1 else f" from {best.looks} releases of a record"
             yield (
-                f"The strongest decoder tried draws the images at SSIM {best.scores['ssim']:.2f}{looks} "
+                f"The strongest attack tried draws the images at SSIM {best.scores['ssim']:.2f}{looks} "
                 f"(floor {floor:.2f}: what can be drawn with no release)."
             )
-        control = next((r for r in self.taps if r.tap in ("raw-ir", "raw-input")), None)
+        control = max(
+            (r for r in self.taps if r.tap in ("raw-ir", "raw-input") and r.attack == "decoder"),
+            key=lambda row: float(row.scores["ssim"]),
+            default=None,
+        )
         if control is not None and control.scores["ssim"] < _STRONG:
             yield (
-                f"From unprotected values the same attack reaches {control.scores['ssim']:.2f} alone: it is too weak "
+                f"From unprotected values the same decoder reaches {control.scores['ssim']:.2f} alone: it is too weak "
                 "to say how little leaks; train it longer, wider or on more records."
             )
         if self.labels is not None:
@@ -150,6 +169,7 @@ class AttackReport:
             },
             "victims": self.victims,
             "taps": [row.to_json() for row in self.taps],
+            "strongest": self._strongest(),
             "floors": self.floors,
             "matching": [row.to_json() for row in self.matching],
             "labels": self.labels,

@@ -16,7 +16,17 @@ from delta.errors import ConfigError
 
 __all__ = ["ATTACKS", "SLOW_RECORDS", "AttackRecords", "AttackSettings", "as_unit_interval"]
 
-ATTACKS = ("matching", "labels", "decoder", "membership", "label-inference", "attributes", "linkability")
+ATTACKS = (
+    "matching",
+    "labels",
+    "decoder",
+    "optimisation",
+    "membership",
+    "label-inference",
+    "attributes",
+    "linkability",
+)
+_USUAL = ATTACKS[:3]
 _CANDIDATES = (1000, 50_000)
 _VICTIMS = 1000
 _LOOKS = (1, 5, 20)
@@ -36,6 +46,8 @@ class AttackSettings(Strict):
         epochs: of the decoder, and of the networks that read labels and attributes.
         width: of the decoder's first level.
         batch: pairs a step of the decoder.
+        searched: victims of the optimisation attack, which searches for each image anew.
+        steps: of that search.
         auxiliary: the attacker's own records, from the training set; none for all of them, and 4,000 at most where a
             tap is slow.
         victims: test records attacked; none for 1,000 or all that there are.
@@ -47,7 +59,7 @@ class AttackSettings(Strict):
         device: where it all runs.
     """
 
-    attacks: tuple[str, ...] = ATTACKS[:3]
+    attacks: tuple[str, ...] = _USUAL
     taps: tuple[str, ...] = ()
     candidates: tuple[int, ...] = ()
     observations: tuple[int, ...] = ()
@@ -55,6 +67,8 @@ class AttackSettings(Strict):
     epochs: int = Field(default=30, ge=1, le=10_000)
     width: int = Field(default=48, ge=4, le=1024)
     batch: int = Field(default=128, ge=2, le=65_536)
+    searched: int = Field(default=64, ge=1)
+    steps: int = Field(default=300, ge=1, le=100_000)
     auxiliary: int | None = Field(default=None, ge=2)
     victims: int | None = Field(default=None, ge=1)
     classifier_epochs: int = Field(default=10, ge=1, le=10_000)

@@ -21,6 +21,7 @@ from delta.attacks.pictures import Example, example_of
 from delta.attacks.release_tap import ReleaseTap
 from delta.attacks.report import AttackReport, MatchRow, TapRow
 from delta.attacks.scores import score_drawings
+from delta.attacks.search import Search
 from delta.attacks.settings import SLOW_RECORDS, AttackRecords, AttackSettings, as_unit_interval
 from delta.attacks.tap import RandomBitsTap, RawInputTap, RawIrTap, Tap
 from delta.attacks.taps import tap_names, tap_of
@@ -72,8 +73,10 @@ def run_attacks(
         if settings.patch is not None and isinstance(tap, ReleaseTap):
             patches_of(torch.zeros(1, *tap.shape), settings.patch)  # refused before any work
     records = AttackRecords.of(bundle, data, settings, device)
-    run = _Run(bundle, records, settings, tuple(allow), progress)
-    if "decoder" in settings.attacks:
+    run = _Run(
+        bundle, records, settings, tuple(allow), progress, Search(bundle, records, settings, allow, progress)
+    )
+    if {"decoder", "optimisation"} & set(settings.attacks):
         check_ssim()
         run.judge_victims(classes=len(data.class_names))
     further = FurtherAttacks(bundle, records, settings, progress)
@@ -109,6 +112,7 @@ class _Run:
     settings: AttackSettings
     allow: tuple[str, ...]
     progress: Progress
+    search: Search
     judge: Judge | None = None
     taps: list[TapRow] = field(default_factory=list)
     matching: list[MatchRow] = field(default_factory=list)
@@ -129,7 +133,7 @@ class _Run:
             progress=self.progress,
         )
         mean = records.auxiliary.mean(0, keepdim=True).expand_as(records.victims)
-        self.floors["mean_image"] = self._scored(mean)
+        self.floors["mean_image"] = self.scored(mean)
         self.floors["originals"] = {"class_accuracy": self.judge.accuracy(records.victims, records.labels)}
 
     def attack(self, tap: Tap) -> None:
@@ -145,10 +149,13 @@ class _Run:
             if "matching" in self.settings.attacks:
                 found = self._match(tap, observed, looks)
                 best = found if best is None else best
+            drawn: Tensor | None = None
             if "decoder" in self.settings.attacks:
                 drawn = self._draw(tap, observed, looks)
                 if looks == looks_of[0] and not control:
                     self._show(observed, drawn, best)
+            if "optimisation" in self.settings.attacks:
+                self._search(tap, observed, looks, drawn)
         if not control:
             self._ask_again(tap, x, max(looks_of))
             if "labels" in self.settings.attacks:
@@ -232,19 +239,34 @@ class _Run:
             stage=f"decoder, {tap.name}, {looks} look{'s' if looks > 1 else ''}",
         )
         drawn = draw(trained.model, observed)
-        scores = self._scored(drawn)
+        scores = self.scored(drawn)
         self.taps.append(TapRow(tap.name, looks, scores, trained.to_json()))
         if tap.name == RandomBitsTap.name:
             self.floors["random_bits"] = scores
         return drawn
 
-    def _scored(self, drawn: Tensor) -> dict[str, Any]:
+    def scored(self, drawn: Tensor) -> dict[str, Any]:
+        """Every score of drawings of the first victims."""
         records, judge = self.records, self.judge
         if judge is None:
             raise ConfigError("drawings are scored by the attacker's classifier, which is not trained yet")
         pool = records.pool[: min(records.candidates)]
         candidates = as_unit_interval(pool).to(drawn.device)
-        return score_drawings(records.victims, drawn, records.labels, judge, candidates)
+        n = len(drawn)
+        return score_drawings(records.victims[:n], drawn, records.labels[:n], judge, candidates)
+
+    def _search(self, tap: Tap, observed: Tensor, looks: int, drawn: Tensor | None) -> None:
+        """The optimisation attack, from the mean image and from the decoder's drawings where there are any."""
+        found = self.search.drawings(tap, observed, looks, drawn)
+        if found is None:
+            self.notes.append(
+                f"{tap.name}: the optimisation attack needs a release or an IR that it can explain"
+            )
+            return
+        for start, (images, effort) in found.items():
+            self.taps.append(
+                TapRow(tap.name, looks, self.scored(images), effort, attack=f"optimisation from the {start}")
+            )
 
     def _show(self, observed: Tensor, drawn: Tensor, best: Tensor | None) -> None:
         for index in range(min(self.settings.examples, len(drawn))):

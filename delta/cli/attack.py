@@ -31,8 +31,8 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="Which attacks, with commas between; there are also membership, label-inference, attributes and "
-            "linkability."
+            help="Which attacks, with commas between; there are also optimisation, membership, label-inference, "
+            "attributes and linkability."
         ),
     ] = "matching,labels,decoder",
     candidates: Annotated[
@@ -62,6 +62,10 @@ def attack(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    searched: Annotated[
+        int, typer.Option(min=1, help="Victims of the optimisation attack, which searches for each anew.")
+    ] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Of that search.")] = 300,
     shadows: Annotated[
         int, typer.Option(min=4, help="Models that membership inference is calibrated on.")
     ] = 16,
@@ -97,6 +101,8 @@ def attack(
             "width": width,
             "auxiliary": auxiliary,
             "victims": victims,
+            "searched": searched,
+            "steps": steps,
             "shadows": shadows,
             "pool": pool,
             "examples": examples,
@@ -168,15 +174,15 @@ def _show(report: AttackReport) -> None:
         )
     if report.taps:
         rows = [
-            [f"{row.tap}", str(row.looks), *_scores(row.scores), f"{row.decoder['seconds']:.0f} s"]
+            [row.tap, row.attack, str(row.looks), *_scores(row.scores), f"{row.effort['seconds']:.0f} s"]
             for row in report.taps
         ]
         mean = report.floors.get("mean_image")
         if mean is not None:
-            rows.append(["floor: the mean image", "", *_scores(mean), ""])
+            rows.append(["floor", "the mean image", "", *_scores(mean), ""])
         table(
-            f"Drawings of a U-Net, {report.settings.epochs} epochs, width {report.settings.width}",
-            ("tap", "looks", "SSIM", "PSNR", "perceptual", "class seen", "re-identified", "trained"),
+            f"Drawings (decoder: a U-Net, {report.settings.epochs} epochs, width {report.settings.width})",
+            ("tap", "attack", "looks", "SSIM", "PSNR", "perceptual", "class seen", "re-identified", "took"),
             rows,
         )
     for title, columns, cells in report.further.tables():

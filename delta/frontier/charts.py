@@ -111,7 +111,7 @@ def plot_budgets(frontier: Mapping[str, Any], path: Path) -> None:
                     linewidth=0.6,
                     zorder=3,
                 )
-        _draw_line(axes, _best(points, "main_alone"), "Delta's main model alone", MUTE, "x", ":")
+        _draw_line(axes, _best(points, "main_alone"), "Delta's main model alone", MUTE, "x", "none")
         small = [one for one in frontier["baselines"] if one["method"] == "main-only"]
         rivals = [(float(one["private_macs"]), one["accuracy"]) for one in small if one["private_macs"]]
         macs += [place for place, _ in rivals]

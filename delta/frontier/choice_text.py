@@ -150,7 +150,7 @@ def _settings(option: Option) -> str:
 def _how(rival: Option) -> list[str]:
     if rival.method == "private-only":
         return ["  It is the whole model on the owner's machine."]
-    reads = rival.source.get("reads", "image")
+    reads = "principal part" if rival.source.get("reads") == "principal" else "image"
     return [
         f"  It reads the {reads}; `delta train` trains it as the control `main_only` of the same private MACs."
     ]

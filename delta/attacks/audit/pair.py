@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from delta.attacks.audit.network import SIDE
+from delta.attacks.messages import differentiable_messages
 from delta.bundle.store import Bundle
 from delta.decomposition.basis import synthetic_images
 from delta.errors import BundleError
@@ -68,8 +69,11 @@ def bounded_messages(parts: PrivateParts, release: ReleaseConfig, x: Tensor) -> 
         release: their configuration.
         x: preprocessed records `[n, channels, height, width]`, n ≥ 2.
     """
+    _, m = message_of(
+        parts.backbone(x), decomposer=parts.decomposer, message=parts.message, offload=release.offload
+    )
     bound = normalise if release.bounding.kind == "normalise" else clip
-    return bound(_messages(parts, release, x), release.bounding.clip_norm).flatten(1).cpu()
+    return bound(m, release.bounding.clip_norm).flatten(1).cpu()
 
 
 def exact_pair(parts: PrivateParts, release: ReleaseConfig) -> Pair:
@@ -93,14 +97,11 @@ def searched_pair(parts: PrivateParts, release: ReleaseConfig, *, seed: int) -> 
     """
     start = synthetic_images(_STARTS, release.input.shape, seed)
     both = torch.stack([start, -start], 1).flatten(0, 1).clamp(-2, 2).requires_grad_(True)
-    clip_norm, kind = release.bounding.clip_norm, release.bounding.kind
     optimizer = torch.optim.Adam([both], lr=_RATE)
     best, chosen = torch.full((_STARTS,), -1.0, dtype=torch.float64), torch.sigmoid(both).detach()
     for _ in range(_STEPS):
         images = torch.sigmoid(both)
-        m = _messages(parts, release, release.input.preprocess(images)).flatten(1).to(torch.float64)
-        norm = m.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        m = m * (clip_norm / norm if kind == "normalise" else (clip_norm / norm).clamp(max=1.0))
+        m = differentiable_messages(parts, release, release.input.preprocess(images))
         apart = (m[0::2] - m[1::2]).norm(dim=1)
         with torch.no_grad():
             better = apart > best
@@ -119,11 +120,3 @@ def _pair(parts: PrivateParts, release: ReleaseConfig, images: Tensor, mate: Ten
     messages = bounded_messages(parts, release, release.input.preprocess(images))
     reached = float((messages[0] - messages[1]).norm()) / (2 * release.bounding.clip_norm)
     return Pair(images, mate, messages, kind, min(1.0, reached))
-
-
-def _messages(parts: PrivateParts, release: ReleaseConfig, x: Tensor) -> Tensor:
-    """Unbounded messages `[n, k, h_m, w_m]`; gradients flow to x, never through a basis."""
-    _, m = message_of(
-        parts.backbone(x), decomposer=parts.decomposer, message=parts.message, offload=release.offload
-    )
-    return m
