@@ -180,7 +180,9 @@ def fit_cgan(
         ConfigError: fewer than 2 records, or a loss is not finite.
     """
     if len(images) < 2:
-        raise ConfigError(f"a conditional GAN needs 2 records of the attacker's own at least, got {len(images)}")
+        raise ConfigError(
+            f"a conditional GAN needs 2 records of the attacker's own at least, got {len(images)}"
+        )
     device, started = images.device, time.perf_counter()
     flips = images.shape[1] == 3 if settings.flips is None else settings.flips
     noise = generator_on(device, settings.seed + 1)
@@ -227,9 +229,7 @@ def draw_samples(model: Generator, observed: Tensor, *, seed: int, batch: int = 
     """One image each, `[n, c, h, w]` float32 in [0, 1], from observations `[n, *shape]` and seeded noise."""
     noise = generator_on(observed.device, seed)
     with precision_on(observed.device):
-        return torch.cat(
-            [model(part, _normal(part, noise)).float() for part in torch.split(observed, batch)]
-        )
+        return torch.cat([model(part, _normal(part, noise)).float() for part in torch.split(observed, batch)])
 
 
 class _Game:

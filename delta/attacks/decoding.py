@@ -18,7 +18,15 @@ from delta.errors import ConfigError
 from delta.release.config import InputSpec
 from delta.training.fit import Progress, placed, quiet
 
-__all__ = ["DecoderSettings", "Pairs", "TrainedDecoder", "draw", "drawing_loss", "fit_decoder", "precision_on"]
+__all__ = [
+    "DecoderSettings",
+    "Pairs",
+    "TrainedDecoder",
+    "draw",
+    "drawing_loss",
+    "fit_decoder",
+    "precision_on",
+]
 
 _SAMPLE = 1024
 """Records from which the scale of the observations is taken."""
