@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from delta.attacks.decoding import DecoderSettings, Pairs, precision_on
 from delta.attacks.tap import Tap, generator_on
-from delta.attacks.unet import UNet
 from delta.errors import ConfigError
+from delta.models.unet import UNet
 from delta.release.config import InputSpec
 from delta.training.fit import Progress, placed, quiet
 
@@ -125,7 +125,7 @@ class TrainedGenerator:
         l1: weight of the L1 term; 0 is the adversarial loss alone.
         epochs: passes.
         records: of the attacker.
-        parameters: of the generator.
+        parameters: of the generator alone.
         seconds: of training, the critic's included.
         loss: the generator's, mean over the last epoch.
         critic_loss: mean over the last epoch; 2 is a critic that tells nothing.
@@ -239,7 +239,7 @@ class _Game:
         generator: draws.
         critic: judges.
         l1: weight of the L1 term.
-        rate: of the generator's steps, a quarter of it of the critic's, falling to 0.
+        rate: of both models' steps; in the second half of the training it falls to 0.
         steps: in all.
         noise: of the drawings, on the models' device.
     """

@@ -10,19 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta.attacks.classifier import Judge, train_judge
-from delta.attacks.decoding import DecoderSettings, draw, fit_decoder
+from delta.attacks.drawings import Drawings
 from delta.attacks.further_attacks import FurtherAttacks
+from delta.attacks.jigsaw import KEPT, check_jigsaw
 from delta.attacks.label_leak import label_leak
 from delta.attacks.matching import MatchResult, bag_scores, match_scores, patches_of
 from delta.attacks.membership.recipe import Recipe
 from delta.attacks.metrics import check_ssim
 from delta.attacks.pictures import Example, example_of
 from delta.attacks.release_tap import ReleaseTap
-from delta.attacks.report import AttackReport, MatchRow, TapRow
-from delta.attacks.scores import score_drawings
-from delta.attacks.search import Search
-from delta.attacks.settings import SLOW_RECORDS, AttackRecords, AttackSettings, as_unit_interval
+from delta.attacks.report import AttackReport, MatchRow
+from delta.attacks.settings import DRAWING, SLOW_RECORDS, AttackRecords, AttackSettings, as_unit_interval
 from delta.attacks.tap import RandomBitsTap, RawInputTap, RawIrTap, Tap
 from delta.attacks.taps import tap_names, tap_of
 from delta.bundle.store import Bundle
@@ -72,14 +70,14 @@ def run_attacks(
     for tap in taps:
         if settings.patch is not None and isinstance(tap, ReleaseTap):
             patches_of(torch.zeros(1, *tap.shape), settings.patch)  # refused before any work
+    _check_layout(bundle, settings)
     records = AttackRecords.of(bundle, data, settings, device)
-    run = _Run(
-        bundle, records, settings, tuple(allow), progress, Search(bundle, records, settings, allow, progress)
-    )
-    if {"decoder", "optimisation"} & set(settings.attacks):
-        check_ssim()
-        run.judge_victims(classes=len(data.class_names))
     further = FurtherAttacks(bundle, records, settings, progress)
+    drawings = None
+    if set(DRAWING) & set(settings.attacks):
+        check_ssim()
+        drawings = Drawings(bundle, records, settings, allow, progress)
+    run = _Run(bundle, records, settings, tuple(allow), drawings)
     for tap in taps:
         run.attack(tap)
         further.attack(tap, bundle.manifest.input.preprocess(records.victims), control=tap.name in CONTROLS)
@@ -92,13 +90,13 @@ def run_attacks(
         release=_release_facts(bundle),
         auxiliary=len(records.auxiliary),
         victims=len(records.victims),
-        taps=tuple(run.taps),
+        taps=() if drawings is None else tuple(drawings.rows),
         matching=tuple(run.matching),
         labels=run.labels,
-        floors=run.floors,
+        floors={} if drawings is None else drawings.floors,
         further=further.findings(),
         examples=tuple(run.examples),
-        notes=(*records.notes, *run.notes),
+        notes=(*records.notes, *run.notes, *(() if drawings is None else drawings.notes)),
         seconds=time.perf_counter() - started,
     )
 
@@ -111,35 +109,19 @@ class _Run:
     records: AttackRecords
     settings: AttackSettings
     allow: tuple[str, ...]
-    progress: Progress
-    search: Search
-    judge: Judge | None = None
-    taps: list[TapRow] = field(default_factory=list)
+    drawings: Drawings | None
     matching: list[MatchRow] = field(default_factory=list)
     labels: dict[str, Any] | None = None
-    floors: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def judge_victims(self, *, classes: int) -> None:
-        """Train the classifier, and see what the mean image scores."""
-        records = self.records
-        self.judge = train_judge(
-            records.auxiliary,
-            records.auxiliary_labels,
-            classes=classes,
-            epochs=self.settings.classifier_epochs,
-            seed=self.settings.seed,
-            progress=self.progress,
-        )
-        mean = records.auxiliary.mean(0, keepdim=True).expand_as(records.victims)
-        self.floors["mean_image"] = self.scored(mean)
-        self.floors["originals"] = {"class_accuracy": self.judge.accuracy(records.victims, records.labels)}
 
     def attack(self, tap: Tap) -> None:
         """Every attack that was asked for, on one tap."""
         control = tap.name in CONTROLS
-        looks_of = self.settings.looks(slow=not tap.in_loop) if tap.noisy and not control else (1,)
+        many = tap.noisy and tap.adds_up and not control
+        looks_of = self.settings.looks(slow=not tap.in_loop) if many else (1,)
+        if not tap.adds_up:
+            self._say_what_a_shuffled_layout_leaves_out(tap)
         if not tap.noisy and not control and max(self.settings.observations, default=1) > 1:
             self.notes.append(f"{tap.name}: there is no noise, so every look at a record shows the same")
         x = self.bundle.manifest.input.preprocess(self.records.victims)
@@ -149,17 +131,30 @@ class _Run:
             if "matching" in self.settings.attacks:
                 found = self._match(tap, observed, looks)
                 best = found if best is None else best
-            drawn: Tensor | None = None
-            if "decoder" in self.settings.attacks:
-                drawn = self._draw(tap, observed, looks)
-                if looks == looks_of[0] and not control:
-                    self._show(observed, drawn, best)
-            if "optimisation" in self.settings.attacks:
-                self._search(tap, observed, looks, drawn)
+            drawn = None if self.drawings is None else self.drawings.attack(tap, observed, looks)
+            if drawn is not None and looks == looks_of[0] and not control:
+                self._show(observed, drawn, best)
         if not control:
             self._ask_again(tap, x, max(looks_of))
             if "labels" in self.settings.attacks:
                 self._guess_labels(tap, x)
+
+    def _say_what_a_shuffled_layout_leaves_out(self, tap: Tap) -> None:
+        asked = set(self.settings.attacks)
+        if {"decoder", "cgan"} & asked and "jigsaw" not in asked:
+            self.notes.append(
+                f"{tap.name}: the layout is shuffled, and no attack put it together: add jigsaw to --attacks before "
+                "you rest anything on these drawings"
+            )
+        if tap.noisy and max(self.settings.looks(slow=False)) > 1:
+            self.notes.append(
+                f"{tap.name}: each release of a record is in another order, and these attacks read one at a time: "
+                "several looks are not tried, and would show more"
+            )
+        if "linkability" in asked:
+            self.notes.append(
+                f"{tap.name}: linkability compares bits in the order sent: bags would link better"
+            )
 
     def _ask_again(self, tap: Tap, x: Tensor, looks: int) -> None:
         """Whether asking again about the same record shows anything new."""
@@ -186,7 +181,7 @@ class _Run:
         for count in self._rounds(tap):
             victims = min(len(observed), count)
             seen, pool = observed[:victims], self.records.pool[:count]
-            patch = self.settings.patch if isinstance(tap, ReleaseTap) else None
+            patch = (tap.patch or self.settings.patch) if isinstance(tap, ReleaseTap) else None
             if isinstance(tap, ReleaseTap) and patch is not None:
                 result = self._match_bags(tap, seen, pool, looks, patch)
             else:
@@ -203,13 +198,14 @@ class _Run:
     def _match_bags(self, tap: ReleaseTap, seen: Tensor, pool: Tensor, looks: int, patch: int) -> MatchResult:
         bags = patches_of(seen, patch)
         at_once = max(1, _BAG // bags.shape[1])
+        mirrored = 4 if tap.patch is not None and tap.release.layout.mirror else 1
 
         def scores(some: Tensor, images: Tensor) -> Tensor:
             messages = self._templates(tap, images).view(-1, *tap.shape)
-            return bag_scores(some, patches_of(messages, patch), sigma=tap.release.sigma, looks=looks)
+            return bag_scores(some, tap.bags(messages, patch), sigma=tap.release.sigma, looks=looks)
 
         truth = torch.arange(len(seen))
-        return match_scores(bags, pool, truth, scores, batch=at_once, candidates=at_once)
+        return match_scores(bags, pool, truth, scores, batch=at_once, candidates=max(1, at_once // mirrored))
 
     def _rounds(self, tap: Tap) -> tuple[int, ...]:
         """Numbers of candidates: of controls the smallest alone, of slow taps no more than they can afford."""
@@ -224,56 +220,30 @@ class _Run:
         """What the attacker computes of candidate images."""
         return tap.templates(self.bundle.manifest.input.preprocess(as_unit_interval(images)))
 
-    def _draw(self, tap: Tap, observed: Tensor, looks: int) -> Tensor:
-        settings = self.settings
-        images = self.records.auxiliary if tap.in_loop else self.records.slow(settings)
-        trained = fit_decoder(
-            tap,
-            images,
-            self.bundle.manifest.input,
-            looks=looks,
-            settings=DecoderSettings(
-                epochs=settings.epochs, width=settings.width, batch=settings.batch, seed=settings.seed
-            ),
-            progress=self.progress,
-            stage=f"decoder, {tap.name}, {looks} look{'s' if looks > 1 else ''}",
-        )
-        drawn = draw(trained.model, observed)
-        scores = self.scored(drawn)
-        self.taps.append(TapRow(tap.name, looks, scores, trained.to_json()))
-        if tap.name == RandomBitsTap.name:
-            self.floors["random_bits"] = scores
-        return drawn
-
-    def scored(self, drawn: Tensor) -> dict[str, Any]:
-        """Every score of drawings of the first victims."""
-        records, judge = self.records, self.judge
-        if judge is None:
-            raise ConfigError("drawings are scored by the attacker's classifier, which is not trained yet")
-        pool = records.pool[: min(records.candidates)]
-        candidates = as_unit_interval(pool).to(drawn.device)
-        n = len(drawn)
-        return score_drawings(records.victims[:n], drawn, records.labels[:n], judge, candidates)
-
-    def _search(self, tap: Tap, observed: Tensor, looks: int, drawn: Tensor | None) -> None:
-        """The optimisation attack, from the mean image and from the decoder's drawings where there are any."""
-        found = self.search.drawings(tap, observed, looks, drawn)
-        if found is None:
-            self.notes.append(
-                f"{tap.name}: the optimisation attack needs a release or an IR that it can explain"
-            )
-            return
-        for start, (images, effort) in found.items():
-            self.taps.append(
-                TapRow(tap.name, looks, self.scored(images), effort, attack=f"optimisation from the {start}")
-            )
-
     def _show(self, observed: Tensor, drawn: Tensor, best: Tensor | None) -> None:
         for index in range(min(self.settings.examples, len(drawn))):
             matched = None if best is None or index >= len(best) else int(best[index]) == index
             self.examples.append(
                 example_of(self.records.victims[index], observed[index], drawn[index], matched=matched)
             )
+
+
+def _check_layout(bundle: Bundle, settings: AttackSettings) -> None:
+    """Refuse what does not go with the release's layout.
+
+    Raises:
+        ConfigError: a jigsaw of a layout that is kept, or without scipy; other patches than the release's.
+    """
+    release = bundle.manifest.release
+    patch = None if release is None else release.layout.patch
+    if "jigsaw" in settings.attacks:
+        if patch is None:
+            raise ConfigError(KEPT)
+        check_jigsaw()
+    if patch is not None and settings.patch not in (None, patch):
+        raise ConfigError(
+            f"--patch {settings.patch} is not what this release is cut into; leave it out, or give {patch}"
+        )
 
 
 def _release_facts(bundle: Bundle) -> dict[str, Any] | None:
@@ -286,5 +256,6 @@ def _release_facts(bundle: Bundle) -> dict[str, Any] | None:
         "shape": list(release.message.shape),
         "sigma": release.sigma,
         "clip_norm": release.bounding.clip_norm,
+        "layout": release.layout.text,
         "release_hash": bundle.manifest.release_hash,
     }

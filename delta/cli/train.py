@@ -207,12 +207,14 @@ def _ask(training: GrpcTrainingCloud, run: RunConfig, parts: Parts) -> None:
         CloudError: it is absent, does not train, or does not allow the model's code.
     """
     from delta.errors import CloudDeniedError
-    from delta.training.release_stage import architecture_of
+    from delta.training.release_stage import architecture_in_cloud
     from delta.training.spec import JobSpec
 
     nothing = "0" * 32
     with suppress(CloudDeniedError):  # there is no such data set
-        training.start(nothing, nothing, JobSpec(architecture=architecture_of(parts), fit=run.cloud_fit))
+        training.start(
+            nothing, nothing, JobSpec(architecture=architecture_in_cloud(run, parts), fit=run.cloud_fit)
+        )
 
 
 @contextmanager
