@@ -32,9 +32,15 @@ __all__ = [
 ]
 
 _RATES = (0.05, 0.2)
-_SHARPEST, _BLUNTEST = 0.3, 3.0
-"""σ that stands for none, at the end and at the start, in units of a message's root mean square."""
-_PRIORS = ((0.0, 0.0), (1.0, 0.0), (10.0, 0.0), (0.0, 10.0), (1.0, 10.0), (0.0, 100.0), (0.0, 1000.0))
+_SHARPEST, _BLUNTEST = 0.01, 1.0
+"""σ that stands for none, at the end and at the start, in units of a message's root mean square.
+
+At the end a true image must explain its own bits, and many of its values are a few hundredths of that root.
+"""
+_PRIORS = (
+    *((0.0, 0.0), (1.0, 0.0), (10.0, 0.0), (1.0, 10.0)),
+    *((0.0, 100.0), (0.0, 1000.0), (10.0, 1000.0), (0.0, 10_000.0)),
+)
 """Weights of the prior that an attacker tries on records of its own: see `Climb`."""
 
 
@@ -158,9 +164,8 @@ def climbed(
                 preprocess(images), observed, looks=looks, progress=step / max(1, climb.steps - 1)
             )
             # A step of Adam does not depend on the loss's scale: each record climbs by itself.
-            prior = climb.smooth * total_variation(images) + climb.near * (images - start).square().flatten(
-                1
-            ).sum(1)
+            away = (images - start).square().flatten(1).sum(1)
+            prior = climb.smooth * total_variation(images) + climb.near * away
             loss = (prior.double() - likelihood).sum()
             optimizer.zero_grad(set_to_none=True)
             (z.grad,) = torch.autograd.grad(loss, z)

@@ -14,12 +14,13 @@ from delta.config import Strict
 from delta.data.records import DataSplits
 from delta.errors import ConfigError
 
-__all__ = ["ATTACKS", "SLOW_RECORDS", "AttackRecords", "AttackSettings", "as_unit_interval"]
+__all__ = ["ATTACKS", "DRAWING", "SLOW_RECORDS", "AttackRecords", "AttackSettings", "as_unit_interval"]
 
 ATTACKS = (
     "matching",
     "labels",
     "decoder",
+    "cgan",
     "optimisation",
     "membership",
     "label-inference",
@@ -27,6 +28,8 @@ ATTACKS = (
     "linkability",
 )
 _USUAL = ATTACKS[:3]
+DRAWING = ("decoder", "cgan", "optimisation")
+"""Those that draw the victims' images."""
 _CANDIDATES = (1000, 50_000)
 _VICTIMS = 1000
 _LOOKS = (1, 5, 20)
@@ -43,9 +46,9 @@ class AttackSettings(Strict):
         candidates: images that matching chooses from; empty for 1,000 and 50,000, or as many as there are.
         observations: looks at a record, each under fresh noise; empty for 1, 5 and 20, or 1 of a tap that is slow.
         patch: match as if the layout were cut into patches of this size and shuffled; none keeps the layout.
-        epochs: of the decoder, and of the networks that read labels and attributes.
-        width: of the decoder's first level.
-        batch: pairs a step of the decoder.
+        epochs: of the decoder, of the conditional GANs, and of the networks that read labels and attributes.
+        width: of the first level of decoder and GANs.
+        batch: pairs a step of theirs.
         searched: victims of the optimisation attack, which searches for each image anew.
         steps: of that search.
         auxiliary: the attacker's own records, from the training set; none for all of them, and 4,000 at most where a

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta.attacks.classifier import Judge, train_judge
-from delta.attacks.decoding import DecoderSettings, draw, fit_decoder
+from delta.attacks.drawings import Drawings
 from delta.attacks.further_attacks import FurtherAttacks
 from delta.attacks.label_leak import label_leak
 from delta.attacks.matching import MatchResult, bag_scores, match_scores, patches_of
@@ -19,16 +18,13 @@ from delta.attacks.membership.recipe import Recipe
 from delta.attacks.metrics import check_ssim
 from delta.attacks.pictures import Example, example_of
 from delta.attacks.release_tap import ReleaseTap
-from delta.attacks.report import AttackReport, MatchRow, TapRow
-from delta.attacks.scores import score_drawings
-from delta.attacks.search import Search
-from delta.attacks.settings import SLOW_RECORDS, AttackRecords, AttackSettings, as_unit_interval
+from delta.attacks.report import AttackReport, MatchRow
+from delta.attacks.settings import DRAWING, SLOW_RECORDS, AttackRecords, AttackSettings, as_unit_interval
 from delta.attacks.tap import RandomBitsTap, RawInputTap, RawIrTap, Tap
 from delta.attacks.taps import tap_names, tap_of
 from delta.bundle.store import Bundle
 from delta.data.records import DataSplits
 from delta.device import device_of
-from delta.errors import ConfigError
 from delta.training.fit import Progress, quiet
 
 __all__ = ["CONTROLS", "run_attacks"]
@@ -73,13 +69,12 @@ def run_attacks(
         if settings.patch is not None and isinstance(tap, ReleaseTap):
             patches_of(torch.zeros(1, *tap.shape), settings.patch)  # refused before any work
     records = AttackRecords.of(bundle, data, settings, device)
-    run = _Run(
-        bundle, records, settings, tuple(allow), progress, Search(bundle, records, settings, allow, progress)
-    )
-    if {"decoder", "optimisation"} & set(settings.attacks):
-        check_ssim()
-        run.judge_victims(classes=len(data.class_names))
     further = FurtherAttacks(bundle, records, settings, progress)
+    drawings = None
+    if set(DRAWING) & set(settings.attacks):
+        check_ssim()
+        drawings = Drawings(bundle, records, settings, allow, progress)
+    run = _Run(bundle, records, settings, tuple(allow), drawings)
     for tap in taps:
         run.attack(tap)
         further.attack(tap, bundle.manifest.input.preprocess(records.victims), control=tap.name in CONTROLS)
@@ -92,13 +87,13 @@ def run_attacks(
         release=_release_facts(bundle),
         auxiliary=len(records.auxiliary),
         victims=len(records.victims),
-        taps=tuple(run.taps),
+        taps=() if drawings is None else tuple(drawings.rows),
         matching=tuple(run.matching),
         labels=run.labels,
-        floors=run.floors,
+        floors={} if drawings is None else drawings.floors,
         further=further.findings(),
         examples=tuple(run.examples),
-        notes=(*records.notes, *run.notes),
+        notes=(*records.notes, *run.notes, *(() if drawings is None else drawings.notes)),
         seconds=time.perf_counter() - started,
     )
 
@@ -111,30 +106,11 @@ class _Run:
     records: AttackRecords
     settings: AttackSettings
     allow: tuple[str, ...]
-    progress: Progress
-    search: Search
-    judge: Judge | None = None
-    taps: list[TapRow] = field(default_factory=list)
+    drawings: Drawings | None
     matching: list[MatchRow] = field(default_factory=list)
     labels: dict[str, Any] | None = None
-    floors: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def judge_victims(self, *, classes: int) -> None:
-        """Train the classifier, and see what the mean image scores."""
-        records = self.records
-        self.judge = train_judge(
-            records.auxiliary,
-            records.auxiliary_labels,
-            classes=classes,
-            epochs=self.settings.classifier_epochs,
-            seed=self.settings.seed,
-            progress=self.progress,
-        )
-        mean = records.auxiliary.mean(0, keepdim=True).expand_as(records.victims)
-        self.floors["mean_image"] = self.scored(mean)
-        self.floors["originals"] = {"class_accuracy": self.judge.accuracy(records.victims, records.labels)}
 
     def attack(self, tap: Tap) -> None:
         """Every attack that was asked for, on one tap."""
@@ -149,13 +125,9 @@ class _Run:
             if "matching" in self.settings.attacks:
                 found = self._match(tap, observed, looks)
                 best = found if best is None else best
-            drawn: Tensor | None = None
-            if "decoder" in self.settings.attacks:
-                drawn = self._draw(tap, observed, looks)
-                if looks == looks_of[0] and not control:
-                    self._show(observed, drawn, best)
-            if "optimisation" in self.settings.attacks:
-                self._search(tap, observed, looks, drawn)
+            drawn = None if self.drawings is None else self.drawings.attack(tap, observed, looks)
+            if drawn is not None and looks == looks_of[0] and not control:
+                self._show(observed, drawn, best)
         if not control:
             self._ask_again(tap, x, max(looks_of))
             if "labels" in self.settings.attacks:
@@ -223,50 +195,6 @@ class _Run:
     def _templates(self, tap: Tap, images: Tensor) -> Tensor:
         """What the attacker computes of candidate images."""
         return tap.templates(self.bundle.manifest.input.preprocess(as_unit_interval(images)))
-
-    def _draw(self, tap: Tap, observed: Tensor, looks: int) -> Tensor:
-        settings = self.settings
-        images = self.records.auxiliary if tap.in_loop else self.records.slow(settings)
-        trained = fit_decoder(
-            tap,
-            images,
-            self.bundle.manifest.input,
-            looks=looks,
-            settings=DecoderSettings(
-                epochs=settings.epochs, width=settings.width, batch=settings.batch, seed=settings.seed
-            ),
-            progress=self.progress,
-            stage=f"decoder, {tap.name}, {looks} look{'s' if looks > 1 else ''}",
-        )
-        drawn = draw(trained.model, observed)
-        scores = self.scored(drawn)
-        self.taps.append(TapRow(tap.name, looks, scores, trained.to_json()))
-        if tap.name == RandomBitsTap.name:
-            self.floors["random_bits"] = scores
-        return drawn
-
-    def scored(self, drawn: Tensor) -> dict[str, Any]:
-        """Every score of drawings of the first victims."""
-        records, judge = self.records, self.judge
-        if judge is None:
-            raise ConfigError("drawings are scored by the attacker's classifier, which is not trained yet")
-        pool = records.pool[: min(records.candidates)]
-        candidates = as_unit_interval(pool).to(drawn.device)
-        n = len(drawn)
-        return score_drawings(records.victims[:n], drawn, records.labels[:n], judge, candidates)
-
-    def _search(self, tap: Tap, observed: Tensor, looks: int, drawn: Tensor | None) -> None:
-        """The optimisation attack, from the mean image and from the decoder's drawings where there are any."""
-        found = self.search.drawings(tap, observed, looks, drawn)
-        if found is None:
-            self.notes.append(
-                f"{tap.name}: the optimisation attack needs a release or an IR that it can explain"
-            )
-            return
-        for start, (images, effort) in found.items():
-            self.taps.append(
-                TapRow(tap.name, looks, self.scored(images), effort, attack=f"optimisation from the {start}")
-            )
 
     def _show(self, observed: Tensor, drawn: Tensor, best: Tensor | None) -> None:
         for index in range(min(self.settings.examples, len(drawn))):

@@ -31,8 +31,8 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="Which attacks, with commas between; there are also optimisation, membership, label-inference, "
-            "attributes and linkability."
+            help="Which attacks, with commas between; there are also cgan, optimisation, membership, "
+            "label-inference, attributes and linkability."
         ),
     ] = "matching,labels,decoder",
     candidates: Annotated[
@@ -49,8 +49,8 @@ def attack(
         int | None,
         typer.Option(min=1, help="Match as if the release's layout were cut into such patches and shuffled."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the decoder.")] = 30,
-    width: Annotated[int, typer.Option(min=4, help="Channels of the decoder's first level.")] = 48,
+    epochs: Annotated[int, typer.Option(min=1, help="Of decoder and GANs.")] = 30,
+    width: Annotated[int, typer.Option(min=4, help="Channels of the first level of decoder and GANs.")] = 48,
     auxiliary: Annotated[
         int | None,
         typer.Option(
@@ -173,15 +173,18 @@ def _show(report: AttackReport) -> None:
             ],
         )
     if report.taps:
+        strongest = {(one["tap"], one["attack"], str(one["looks"])) for one in report.strongest_by_tap()}
         rows = [
             [row.tap, row.attack, str(row.looks), *_scores(row.scores), f"{row.effort['seconds']:.0f} s"]
             for row in report.taps
         ]
+        for row in rows:
+            row[1] += " (strongest)" if tuple(row[:3]) in strongest else ""
         mean = report.floors.get("mean_image")
         if mean is not None:
             rows.append(["floor", "the mean image", "", *_scores(mean), ""])
         table(
-            f"Drawings (decoder: a U-Net, {report.settings.epochs} epochs, width {report.settings.width})",
+            f"Drawings (decoder and cgan: a U-Net, {report.settings.epochs} epochs, width {report.settings.width})",
             ("tap", "attack", "looks", "SSIM", "PSNR", "perceptual", "class seen", "re-identified", "took"),
             rows,
         )

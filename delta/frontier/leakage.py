@@ -105,7 +105,8 @@ def leakage_of(report: Mapping[str, Any]) -> dict[str, Any]:
     drawings = list(report.get("taps") or ())
     matched = _of_tap(report.get("matching") or (), _SENT)
     labels = report.get("labels") or {}
-    sent = _ssims(_of_tap(drawings, _SENT))
+    # The suite's own choice: a search takes fewer victims, and its mean is no match for that of all of them.
+    sent = _ssims(_of_tap(report.get("strongest") or drawings, _SENT))
     floors = _ssims([*(report.get("floors") or {}).values(), *_of_tap(drawings, _NOTHING)])
     decoder = next((row["decoder"] for row in _of_tap(drawings, _SENT) if row.get("decoder")), None)
     return {

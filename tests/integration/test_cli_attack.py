@@ -44,6 +44,32 @@ def test_one_attack_on_one_tap_prints_json_alone(run, bundle_dirs):
     assert figures["labels"]["prior"] >= 10
 
 
+def test_the_other_drawing_attacks_have_rows_of_their_own(run, bundle_dirs, tmp_path):
+    report = tmp_path / "attack.json"
+    done = run(
+        *(
+            "attack",
+            bundle_dirs["none"],
+            *DATA,
+            *QUICK,
+            "--attacks",
+            "cgan,optimisation",
+            "--taps",
+            "release",
+        ),
+        *("--victims", "20", "--auxiliary", "64", "--searched", "5", "--steps", "2", "--json", report),
+    )
+    assert done.code == 0, done.err
+    figures = json.loads(report.read_text())
+    names = [row["attack"] for row in figures["taps"]]
+    assert names == ["cgan, adversarial alone", "cgan with an L1 term", "optimisation from the mean image"]
+    assert figures["taps"][2]["search"]["victims"] == 5
+    (strongest,) = figures["strongest"]
+    assert strongest["attack"] in names
+    assert f"attack tried ({strongest['attack']})" in " ".join(done.out.split())
+    assert "(strongest)" in done.out
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -58,6 +84,8 @@ def test_one_attack_on_one_tap_prints_json_alone(run, bundle_dirs):
         (("--examples", "3", "--json", "-"), ConfigError, ("--include-records",)),
         (("--examples", "3", "--include-records"), ConfigError, ("--json",)),
         (("--device", "tpu"), ConfigError, ("device",)),
+        (("--attacks", "cGAN"), ConfigError, ("unknown attack cGAN", "cgan, optimisation")),
+        (("--attacks", "cgan,cgan"), ConfigError, ("twice",)),
     ],
 )
 def test_bad_options_are_refused_in_one_line(run, bundle_dirs, options, error, words):

@@ -20,6 +20,13 @@ from delta.attacks.suite import run_attacks
 from delta.attacks.tap import RawIrTap
 from delta.errors import ConfigError
 from delta.methods.registry import method_class
+from delta.release.noise import NoiseKey
+from delta.training.api import lineage_of
+from delta.training.assemble import assemble_bundle
+from delta.training.cloud_stage import train_cloud_stage
+from delta.training.config import FitConfig, TrainConfig
+from delta.training.private_stage import train_private_stage
+from tests.trained import settings, small_parts
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,36 @@ def test_a_raw_ir_is_drawn_and_bits_of_a_small_epsilon_are_not(trained, few):
     assert float(ssim(images, drawn).mean()) < floor + 0.05
 
 
+def test_noiseless_bits_of_all_channels_are_drawn_in_part(trained, few):
+    images, mean = few
+    config = TrainConfig.of(
+        settings(message="all-channels", backbone="fixed", whole=None, main_fit=FitConfig(epochs=1))
+    )
+    stage = train_private_stage(small_parts(), trained.data.train, config)
+    cloud = train_cloud_stage(stage, config, key=NoiseKey(bytes(32)))
+    bundle = assemble_bundle(
+        stage,
+        cloud,
+        config,
+        class_names=trained.data.train.class_names,
+        lineage=lineage_of(config, trained.data.train),
+        figures={},
+    )
+    preprocess = bundle.manifest.input.preprocess
+    tap = ReleaseTap(bundle)
+    assert tap.shape[0] == 8
+    seen = tap.capture(preprocess(images), trained.test.ids[:8])
+    drawn = climbed(
+        *(ReleaseExplanation(bundle), seen, mean),
+        preprocess=preprocess,
+        climb=Climb(steps=100, smooth=10.0, near=1000.0),
+    )
+    assert float(ssim(images, drawn).mean()) > float(ssim(images, mean).mean()) + 0.1
+    # It explains the bits far better than where it began.
+    agree = [float(((tap.messages(preprocess(x)) >= 0) == (seen > 0)).float().mean()) for x in (mean, drawn)]
+    assert agree[0] < 0.9 < agree[1]
+
+
 def test_the_prior_is_chosen_on_the_attackers_own_records(trained, few):
     images, mean = few
     bundle = trained.bundles["none"]
@@ -118,3 +155,18 @@ def test_a_method_without_a_release_has_nothing_to_explain(trained):
     bundle = method_class("cloud-only").bundle_of(trained.whole)
     with pytest.raises(ConfigError, match="method 'delta'"):
         ReleaseExplanation(bundle)
+
+
+def test_a_tap_that_it_cannot_explain_is_left_out_and_named(trained):
+    settings = AttackSettings(
+        attacks=("optimisation",),
+        taps=("cloud-only",),
+        classifier_epochs=1,
+        candidates=(100,),
+        searched=2,
+        steps=1,
+    )
+    bundle = method_class("cloud-only").bundle_of(trained.whole)
+    report = run_attacks(bundle, trained.data, settings)
+    assert report.taps == ()
+    assert "cloud-only: the optimisation attack was left out" in " ".join(report.notes)

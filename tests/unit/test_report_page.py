@@ -213,3 +213,23 @@ def test_trainings_that_differ_in_their_seed_are_shown_together():
     assert ">0, 1</td>" in page
     assert page.count("What may be claimed, and under which conditions") == 1
     assert page.count("labels: disclosed to the cloud") == 2  # of each claim once
+
+
+def test_the_strongest_attack_is_named_and_each_has_a_row():
+    values = report_runs.attack()
+    search = {**report_runs.tap("release", 1, 0.7), "attack": "optimisation from the drawing"}
+    search["search"] = {"steps": 300, "victims": 64}
+    del search["decoder"]
+    gan = {**report_runs.tap("release", 1, 0.5), "attack": "cgan, adversarial alone"}
+    gan["cgan"] = gan.pop("decoder")
+    values["taps"] += [gan, search]
+    values["strongest"] = [
+        {"tap": "release", "attack": "decoder", "looks": 5, "ssim": 0.61, "victims": 1000},
+        {"tap": "raw-ir", "attack": "decoder", "looks": 1, "ssim": 0.95, "victims": 1000},
+    ]
+    text = _own(_page(values))
+    assert "decoder; with nothing: 0.18" in text  # a search of 64 easier records is not what is quoted
+    assert "SSIM 0.61" in text
+    assert "cgan, adversarial alone" in text
+    assert "300 steps, 64 victims alone" in text
+    assert "release: optimisation from the drawing" in _page(values)

@@ -36,10 +36,14 @@ def _section(run: Run, canvas: Canvas, include_records: bool) -> Section:
     taps = figures.parts("taps")
     matching = matching_of(figures)
     sent = [tap for tap in taps if tap.text("tap") not in _CONTROLS]
+    best = _strongest(figures, sent)
     control = [
-        value for tap in taps if tap.text("tap") in _POSITIVE and (value := tap.number("ssim")) is not None
+        value
+        for tap in taps
+        if tap.text("tap") in _POSITIVE
+        and (best is None or _attack(tap) == _attack(best))
+        and (value := tap.number("ssim")) is not None
     ]
-    best = max(sent, key=lambda tap: tap.number("ssim") or 0.0, default=None)
     floor = _floor(figures)
     smallest = min(
         (row for row in matching if row.text("tap") not in _CONTROLS and row.number("top1") is not None),
@@ -63,7 +67,7 @@ def _section(run: Run, canvas: Canvas, include_records: bool) -> Section:
     blocks: list[Html] = [
         tiles([
             ("images matched", percent(_of(smallest, "top1")), f"among {count(_of(smallest, 'candidates'))}"),
-            ("best reconstruction, SSIM", decimal(_of(best, "ssim")), f"with nothing: {decimal(floor)}"),
+            ("best reconstruction, SSIM", decimal(_of(best, "ssim")), _how(best, floor)),
             ("the cloud guesses by itself", percent(guess), f"of the labels; prior {percent(prior)}"),
         ]),
     ]  # fmt: skip
@@ -128,8 +132,23 @@ def unprotected(control: Sequence[float]) -> list[str]:
     return [] if weak is None else [weak]
 
 
+def _strongest(figures: Figures, sent: Sequence[Figures]) -> Figures | None:
+    """The drawing of what leaves to be quoted: the attack's own choice of each tap, or the highest SSIM."""
+    named = [one for one in figures.parts("strongest") if one.text("tap") not in _CONTROLS]
+    return max(named or sent, key=lambda tap: tap.number("ssim") or 0.0, default=None)
+
+
+def _attack(tap: Figures) -> str:
+    return tap.text("attack") or "decoder"
+
+
+def _how(best: Figures | None, floor: float | None) -> str:
+    nothing = f"with nothing: {decimal(floor)}"
+    return nothing if best is None else f"{_attack(best)}; {nothing}"
+
+
 def _floor(figures: Figures) -> float | None:
-    """The best SSIM that needs no release: the mean image, or a decoder of random bits."""
+    """The best SSIM that needs no release: the mean image, or what is drawn of random bits."""
     floors = figures.part("floors")
     found = [floors.number(f"{name}.ssim") or floors.number(name) for name in floors.values]
     return max((value for value in found if value is not None), default=None)
@@ -143,7 +162,7 @@ def _drawings(taps: Sequence[Figures], floor: float | None) -> Chart | None:
         if value is None:
             continue
         low, high = (None, None) if error is None else (value - 1.96 * error, value + 1.96 * error)
-        name = _name(tap)
+        name = _drawing(tap)
         hover = (
             name,
             f"SSIM {decimal(value, digits=3)}",
@@ -164,9 +183,9 @@ def _drawings(taps: Sequence[Figures], floor: float | None) -> Chart | None:
         Series("floor", tuple(ground), 2),
     )
     caption = (
-        "How far the strongest drawing of each attack resembles the original: 1 is the original, the floor is what can "
-        "be drawn without seeing anything. Raw IR is the positive control: an attack that cannot draw from it is too "
-        "weak to say anything. Bars: 95 % interval of the mean."
+        "How far the drawings of each attack resemble the original: 1 is the original, the floor is what can be drawn "
+        "without seeing anything; the strongest attack counts. Raw IR is the positive control: an attack that cannot "
+        "draw from it is too weak to say anything. Bars: 95 % interval of the mean."
     )
     view = dots(
         [one for one in series if one.dots], x={"title": "SSIM of reconstructions", "range": [0, 1.02]}
@@ -206,6 +225,7 @@ def _table(taps: Sequence[Figures]) -> Html:
     rows = [
         [
             _name(tap),
+            _attack(tap),
             interval(decimal(tap.number("ssim"), digits=3), *_ends(tap), digits=3),
             f"{decimal(tap.number('psnr'), digits=1)} dB",
             decimal(tap.number("perceptual"), digits=3),
@@ -214,13 +234,13 @@ def _table(taps: Sequence[Figures]) -> Html:
                 percent(tap.number("reidentification.top1")),
                 count(tap.number("reidentification.median_rank")),
             ),
-            pair(count(tap.number("decoder.epochs")), count(tap.number("decoder.parameters"))),
+            _effort(tap),
         ]
         for tap in taps
     ]
     columns = [
-        "what is attacked", "SSIM (95 %)", "PSNR", "perceptual distance", "class recognised",
-        "re-identified / median rank", "decoder: epochs / parameters",
+        "what is attacked", "attack", "SSIM (95 %)", "PSNR", "perceptual distance", "class recognised",
+        "re-identified / median rank", "effort",
     ]  # fmt: skip
     return table(columns, rows, caption="Reconstruction attacks")
 
@@ -247,6 +267,20 @@ def _match_table(rows: Sequence[Figures]) -> Html:
         lines,
         caption="Candidate matching",
     )
+
+
+def _effort(tap: Figures) -> str:
+    """Of a model epochs and size, of a search steps and victims."""
+    for kind in ("decoder", "cgan"):
+        if (epochs := tap.number(f"{kind}.epochs")) is not None:
+            return f"{count(epochs)} epochs, {count(tap.number(f'{kind}.parameters'))} parameters"
+    if (steps := tap.number("search.steps")) is not None:
+        return f"{count(steps)} steps, {count(tap.number('search.victims'))} victims alone"
+    return DASH
+
+
+def _drawing(tap: Figures) -> str:
+    return f"{_name(tap)}: {_attack(tap)}"
 
 
 def _ends(tap: Figures) -> tuple[float | None, float | None]:
