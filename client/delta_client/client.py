@@ -49,12 +49,12 @@ class Client:
     ) -> None:
         whole = bundle if isinstance(bundle, Bundle) else load_bundle(Path(bundle))
         cls, release = method_class(whole.manifest.method), whole.manifest.release
-        noisy = cls.facts.releases and not (release is not None and release.sigma is None)
+        keyed = cls.facts.releases and not (release is not None and not release.keyed)
         if isinstance(key, (str, Path)):
             options["key"] = NoiseKey.load(Path(key))
         elif key is not None:
             options["key"] = key
-        elif noisy and not isinstance(bundle, Bundle):
+        elif keyed and not isinstance(bundle, Bundle):
             options["key"] = NoiseKey.beside(Path(bundle))
         self._manifest = whole.manifest
         self._method = cls.from_bundle(whole, **options)

@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from delta.attacks.decoding import DecoderSettings, Pairs, precision_on
 from delta.attacks.tap import Tap, generator_on
-from delta.attacks.unet import UNet
 from delta.errors import ConfigError
+from delta.models.unet import UNet
 from delta.release.config import InputSpec
 from delta.training.fit import Progress, placed, quiet
 

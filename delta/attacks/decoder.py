@@ -1,6 +1,6 @@
 """A small supervised decoder: it learns to draw the image from its release on the attacker's own pairs.
 
-It is the demonstration's, which has seconds for it. The attack that a claim may rest on is `delta.attacks.unet`.
+It is the demonstration's, which has seconds for it. The attack that a claim may rest on is `delta.models.unet`.
 """
 
 from __future__ import annotations

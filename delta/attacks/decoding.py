@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from delta.attacks.metrics import smooth_ssim
 from delta.attacks.tap import Tap, generator_on
-from delta.attacks.unet import UNet
 from delta.errors import ConfigError
+from delta.models.unet import UNet
 from delta.release.config import InputSpec
 from delta.training.fit import Progress, placed, quiet
 

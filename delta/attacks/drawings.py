@@ -10,7 +10,9 @@ from torch import Tensor
 from delta.attacks.cgan import L1, draw_samples, fit_cgan
 from delta.attacks.classifier import train_judge
 from delta.attacks.decoding import DecoderSettings, draw, fit_decoder
+from delta.attacks.jigsaw import fit_jigsaw
 from delta.attacks.metrics import ssim
+from delta.attacks.release_tap import ReleaseTap
 from delta.attacks.report import TapRow
 from delta.attacks.scores import score_drawings
 from delta.attacks.search import Search
@@ -87,6 +89,8 @@ class Drawings:
         if "cgan" in self._settings.attacks:
             for name, l1 in _GANS:
                 trained[name] = self._cgan(tap, observed, looks, name, l1)
+        if "jigsaw" in self._settings.attacks and isinstance(tap, ReleaseTap):
+            trained["jigsaw"] = self._jigsaw(tap, observed, looks)
         rows = {row.attack: row for row in self.rows[len(self.rows) - len(trained) :]}
         if "optimisation" in self._settings.attacks:
             self._optimise(tap, observed, looks, trained)
@@ -126,12 +130,46 @@ class Drawings:
         self.rows.append(TapRow(tap.name, looks, self._scored(drawn), fitted.to_json(), attack=name))
         return drawn
 
+    def _jigsaw(self, tap: ReleaseTap, observed: Tensor, looks: int) -> Tensor:
+        """Patches put back, and a decoder of what lies in its place then."""
+        own, settings, records = self._own(tap), self._settings, self._records
+        solver, effort = fit_jigsaw(
+            tap,
+            own,
+            self._input,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            seed=settings.seed,
+            progress=self._progress,
+            stage=f"jigsaw, {_seen(tap, looks)}",
+        )
+        truth = tap.arrangement(self._input.preprocess(records.victims), records.ids, seed=settings.seed)
+        found = solver.placement(observed, truth)
+        self.notes.append(
+            f"{tap.name}: the jigsaw attack put {found.placed:.1f} % of the patches in their places (by guessing "
+            f"{found.chance:.1f} %); {found.bits:.1f} % of the bits are then right, {found.bits_before:.1f} % before"
+        )
+        fitted = fit_decoder(
+            solver,
+            own,
+            self._input,
+            looks=looks,
+            settings=self._strength(),
+            progress=self._progress,
+            stage=f"decoder behind the jigsaw, {_seen(tap, looks)}",
+        )
+        drawn = draw(fitted.model, solver.solved(observed))
+        seconds = effort["seconds"] + fitted.seconds
+        effort = {**fitted.to_json(), **vars(found), "seconds": seconds}
+        self.rows.append(TapRow(tap.name, looks, self._scored(drawn), effort, attack="jigsaw"))
+        return drawn
+
     def _optimise(self, tap: Tap, observed: Tensor, looks: int, trained: dict[str, Tensor]) -> None:
         """From the mean image, and from the decoder's drawings where there are any."""
         found = self._search.drawings(tap, observed, looks, trained.get("decoder"))
         if found is None:
             self.notes.append(
-                f"{tap.name}: the optimisation attack was left out; it explains an IR, or a release of Delta"
+                f"{tap.name}: the optimisation attack was left out; it explains an IR, or a release in its own layout"
             )
             return
         for start, (images, effort) in found.items():

@@ -6,12 +6,14 @@ from collections.abc import Collection
 
 from torch import Tensor
 
+from delta.attacks.bag_tap import BagTap
 from delta.attacks.further import Further
 from delta.attacks.inference import Inferred, infer_attributes, infer_labels
 from delta.attacks.linkability import Known, Linkability, check_enough, linkability
 from delta.attacks.membership.recipe import Recipe, recipe_of
 from delta.attacks.membership.report import MembershipReport, MembershipSettings
 from delta.attacks.membership.run import check_method, run_membership
+from delta.attacks.release_tap import ReleaseTap
 from delta.attacks.settings import AttackRecords, AttackSettings
 from delta.attacks.tap import Tap
 from delta.bundle.store import Bundle
@@ -94,7 +96,7 @@ class FurtherAttacks:
         if "linkability" in asked and not control:
             self._links.append(
                 linkability(
-                    tap,
+                    BagTap(tap) if isinstance(tap, ReleaseTap) and tap.patch is not None else tap,
                     Known(own, labels.cpu(), tuple(f"own-{place}" for place in range(len(own)))),
                     Known(records.victims, records.labels, records.ids),
                     spec,

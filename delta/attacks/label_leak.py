@@ -14,6 +14,7 @@ from delta.methods.registry import method_class
 from delta.methods.schema import PREDICT, is_predict
 from delta.methods.whole import allowed_targets
 from delta.methods.whole_half import LOGITS
+from delta.release.layout import pack_patches
 from delta.release.packing import pack_bits
 
 __all__ = ["LabelLeak", "label_leak"]
@@ -47,6 +48,13 @@ class LabelLeak:
         }
 
 
+def _packed(bundle: Bundle, bits: Tensor) -> Tensor:
+    """Bits `[n, k, h_m, w_m]`, as a tap shows them, as the cloud gets them."""
+    release = bundle.manifest.release
+    patch = None if release is None else release.layout.patch
+    return pack_bits(bits) if patch is None else pack_patches(bits, patch=patch)
+
+
 def label_leak(
     bundle: Bundle, observed: Tensor, labels: Tensor, *, allow: Collection[str] = ()
 ) -> LabelLeak | None:
@@ -68,7 +76,7 @@ def label_leak(
     guesses = []
     if predict is not None and is_predict(predict):
         for part in torch.split(observed.cpu(), _BATCH):
-            guesses.append(predict.run({"bits": pack_bits(part > 0)})["logits"].argmax(1).cpu())
+            guesses.append(predict.run({"bits": _packed(bundle, part > 0)})["logits"].argmax(1).cpu())
     elif LOGITS in half.operations:
         for part in torch.split(observed.cpu(), _BATCH):
             guesses.append(half.operations[LOGITS].run({"x": part})["logits"].argmax(1).cpu())

@@ -111,10 +111,11 @@ class Search:
         return self._chosen[kind, looks]
 
     def _explanation(self, tap: Tap) -> Explanation | None:
-        if self._bundle.manifest.release is None:
+        release = self._bundle.manifest.release
+        if release is None:
             return None
         if isinstance(tap, RawIrTap):
             return IrExplanation(self._bundle, allow=self._allow)
-        if isinstance(tap, (ReleaseTap, RandomBitsTap)):
+        if isinstance(tap, (ReleaseTap, RandomBitsTap)) and release.layout.kind == "kept":
             return ReleaseExplanation(self._bundle, allow=self._allow)
         return None

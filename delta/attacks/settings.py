@@ -22,13 +22,14 @@ ATTACKS = (
     "decoder",
     "cgan",
     "optimisation",
+    "jigsaw",
     "membership",
     "label-inference",
     "attributes",
     "linkability",
 )
 _USUAL = ATTACKS[:3]
-DRAWING = ("decoder", "cgan", "optimisation")
+DRAWING = ("decoder", "cgan", "optimisation", "jigsaw")
 """Those that draw the victims' images."""
 _CANDIDATES = (1000, 50_000)
 _VICTIMS = 1000
@@ -45,7 +46,7 @@ class AttackSettings(Strict):
         taps: what is attacked; empty for all of the bundle's.
         candidates: images that matching chooses from; empty for 1,000 and 50,000, or as many as there are.
         observations: looks at a record, each under fresh noise; empty for 1, 5 and 20, or 1 of a tap that is slow.
-        patch: match as if the layout were cut into patches of this size and shuffled; none keeps the layout.
+        patch: match as if the layout were cut into patches of this size and shuffled; none for what the release says.
         epochs: of the decoder, of the conditional GANs, and of the networks that read labels and attributes.
         width: of the first level of decoder and GANs.
         batch: pairs a step of theirs.

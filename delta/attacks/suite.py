@@ -12,6 +12,7 @@ from torch import Tensor
 
 from delta.attacks.drawings import Drawings
 from delta.attacks.further_attacks import FurtherAttacks
+from delta.attacks.jigsaw import KEPT, check_jigsaw
 from delta.attacks.label_leak import label_leak
 from delta.attacks.matching import MatchResult, bag_scores, match_scores, patches_of
 from delta.attacks.membership.recipe import Recipe
@@ -25,6 +26,7 @@ from delta.attacks.taps import tap_names, tap_of
 from delta.bundle.store import Bundle
 from delta.data.records import DataSplits
 from delta.device import device_of
+from delta.errors import ConfigError
 from delta.training.fit import Progress, quiet
 
 __all__ = ["CONTROLS", "run_attacks"]
@@ -68,6 +70,7 @@ def run_attacks(
     for tap in taps:
         if settings.patch is not None and isinstance(tap, ReleaseTap):
             patches_of(torch.zeros(1, *tap.shape), settings.patch)  # refused before any work
+    _check_layout(bundle, settings)
     records = AttackRecords.of(bundle, data, settings, device)
     further = FurtherAttacks(bundle, records, settings, progress)
     drawings = None
@@ -115,9 +118,15 @@ class _Run:
     def attack(self, tap: Tap) -> None:
         """Every attack that was asked for, on one tap."""
         control = tap.name in CONTROLS
-        looks_of = self.settings.looks(slow=not tap.in_loop) if tap.noisy and not control else (1,)
+        many = tap.noisy and tap.adds_up and not control
+        looks_of = self.settings.looks(slow=not tap.in_loop) if many else (1,)
+        if not tap.adds_up:
+            self._say_what_a_shuffled_layout_leaves_out(tap)
         if not tap.noisy and not control and max(self.settings.observations, default=1) > 1:
-            self.notes.append(f"{tap.name}: there is no noise, so every look at a record shows the same")
+            self.notes.append(
+                f"{tap.name}: there is no noise, so every look at a record shows the same"
+                + ("" if tap.adds_up else " patches")
+            )
         x = self.bundle.manifest.input.preprocess(self.records.victims)
         best: Tensor | None = None
         for looks in looks_of:
@@ -132,6 +141,19 @@ class _Run:
             self._ask_again(tap, x, max(looks_of))
             if "labels" in self.settings.attacks:
                 self._guess_labels(tap, x)
+
+    def _say_what_a_shuffled_layout_leaves_out(self, tap: Tap) -> None:
+        asked = set(self.settings.attacks)
+        if {"decoder", "cgan"} & asked and "jigsaw" not in asked:
+            self.notes.append(
+                f"{tap.name}: the layout is shuffled, and no attack put it together: add jigsaw to --attacks before "
+                "you rest anything on these drawings"
+            )
+        if tap.noisy and max(self.settings.looks(slow=False)) > 1:
+            self.notes.append(
+                f"{tap.name}: each release of a record is in another order, and these attacks read one at a time: "
+                "several looks are not tried, and would show more"
+            )
 
     def _ask_again(self, tap: Tap, x: Tensor, looks: int) -> None:
         """Whether asking again about the same record shows anything new."""
@@ -158,7 +180,7 @@ class _Run:
         for count in self._rounds(tap):
             victims = min(len(observed), count)
             seen, pool = observed[:victims], self.records.pool[:count]
-            patch = self.settings.patch if isinstance(tap, ReleaseTap) else None
+            patch = (tap.patch or self.settings.patch) if isinstance(tap, ReleaseTap) else None
             if isinstance(tap, ReleaseTap) and patch is not None:
                 result = self._match_bags(tap, seen, pool, looks, patch)
             else:
@@ -175,13 +197,14 @@ class _Run:
     def _match_bags(self, tap: ReleaseTap, seen: Tensor, pool: Tensor, looks: int, patch: int) -> MatchResult:
         bags = patches_of(seen, patch)
         at_once = max(1, _BAG // bags.shape[1])
+        mirrored = 4 if tap.patch is not None and tap.release.layout.mirror else 1
 
         def scores(some: Tensor, images: Tensor) -> Tensor:
             messages = self._templates(tap, images).view(-1, *tap.shape)
-            return bag_scores(some, patches_of(messages, patch), sigma=tap.release.sigma, looks=looks)
+            return bag_scores(some, tap.bags(messages, patch), sigma=tap.release.sigma, looks=looks)
 
         truth = torch.arange(len(seen))
-        return match_scores(bags, pool, truth, scores, batch=at_once, candidates=at_once)
+        return match_scores(bags, pool, truth, scores, batch=at_once, candidates=max(1, at_once // mirrored))
 
     def _rounds(self, tap: Tap) -> tuple[int, ...]:
         """Numbers of candidates: of controls the smallest alone, of slow taps no more than they can afford."""
@@ -204,6 +227,24 @@ class _Run:
             )
 
 
+def _check_layout(bundle: Bundle, settings: AttackSettings) -> None:
+    """Refuse what does not go with the release's layout.
+
+    Raises:
+        ConfigError: a jigsaw of a layout that is kept, or without scipy; other patches than the release's.
+    """
+    release = bundle.manifest.release
+    patch = None if release is None else release.layout.patch
+    if "jigsaw" in settings.attacks:
+        if patch is None:
+            raise ConfigError(KEPT)
+        check_jigsaw()
+    if patch is not None and settings.patch not in (None, patch):
+        raise ConfigError(
+            f"--patch {settings.patch} is not what this release is cut into; leave it out, or give {patch}"
+        )
+
+
 def _release_facts(bundle: Bundle) -> dict[str, Any] | None:
     release = bundle.manifest.release
     if release is None:
@@ -214,5 +255,6 @@ def _release_facts(bundle: Bundle) -> dict[str, Any] | None:
         "shape": list(release.message.shape),
         "sigma": release.sigma,
         "clip_norm": release.bounding.clip_norm,
+        "layout": release.layout.text,
         "release_hash": bundle.manifest.release_hash,
     }

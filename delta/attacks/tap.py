@@ -39,12 +39,14 @@ class Tap(ABC):
         name: as reports and `--taps` have it.
         shape: of one observation, `(channels, height, width)`.
         noisy: whether two looks at a record may differ; else further ones show nothing new.
+        adds_up: whether the mean of several looks says what they say together.
         in_loop: whether the attacker can afford to run the mechanism anew in every training step.
     """
 
     name: str
     shape: tuple[int, int, int]
     noisy: bool = False
+    adds_up: bool = True
     in_loop: bool = True
 
     @abstractmethod

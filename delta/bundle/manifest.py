@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from delta.config import Strict, canonical_hash
 from delta.release.config import InputSpec, ReleaseConfig
@@ -40,6 +40,8 @@ class Manifest(Strict):
         input: preprocessing and shape of a record.
         class_names: one a class, in label order.
         architecture: of the whole model.
+        cloud_architecture: of the cloud model where it is no part of the whole one, as for shuffled releases; left out
+            of the JSON where it is.
         release: the release configuration; none for methods without one.
         settings: what else the method fixes, plain JSON, checked by the method.
         logit_bound: B: the cloud's logits are clipped to [−B, B].
@@ -57,6 +59,7 @@ class Manifest(Strict):
     input: InputSpec
     class_names: tuple[str, ...] = Field(min_length=2)
     architecture: Architecture
+    cloud_architecture: Architecture | None = None
     release: ReleaseConfig | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     logit_bound: float = Field(gt=0)
@@ -76,8 +79,23 @@ class Manifest(Strict):
             raise ValueError("cloud_hash does not match the cloud part; export the bundle again")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_what_few_have(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Manifests from before there were layouts read and write as they did."""
+        value: dict[str, Any] = handler(self)
+        if self.cloud_architecture is None:
+            value.pop("cloud_architecture", None)
+        return value
+
+    @property
+    def architecture_in_cloud(self) -> Architecture:
+        """How the cloud builds its model."""
+        return self.cloud_architecture or self.architecture
+
     def computed_cloud_hash(self) -> str:
         """The hash that names the cloud part."""
+        release, own = self.release, self.cloud_architecture
+        shuffled = release is not None and release.layout.kind == "shuffled"
         return canonical_hash(
             {
                 "schema_version": self.schema_version,
@@ -85,8 +103,10 @@ class Manifest(Strict):
                 "architecture": self.architecture.model_dump(mode="json"),
                 "settings": self.settings,
                 "classes": len(self.class_names),
-                "message": list(self.release.message.shape) if self.release else None,
+                "message": list(release.message.shape) if release else None,
                 "weights": self.cloud_weights_hash,
+                **({} if own is None else {"cloud_architecture": own.model_dump(mode="json")}),
+                **({"layout": release.layout.model_dump(mode="json")} if release and shuffled else {}),
             }
         )
 

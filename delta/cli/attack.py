@@ -31,8 +31,8 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="Which attacks, with commas between; there are also cgan, optimisation, membership, "
-            "label-inference, attributes and linkability."
+            help="Which attacks, with commas between; there are also cgan, optimisation, jigsaw (of a shuffled "
+            "layout), membership, label-inference, attributes and linkability."
         ),
     ] = "matching,labels,decoder",
     candidates: Annotated[
@@ -47,7 +47,10 @@ def attack(
     ] = None,
     patch: Annotated[
         int | None,
-        typer.Option(min=1, help="Match as if the release's layout were cut into such patches and shuffled."),
+        typer.Option(
+            min=1,
+            help="Match as if the layout were cut into such patches and shuffled; default: what the release says.",
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of decoder and GANs.")] = 30,
     width: Annotated[int, typer.Option(min=4, help="Channels of the first level of decoder and GANs.")] = 48,

@@ -81,7 +81,8 @@ def infer(
     if sends and not noisy:
         _check_unlimited(limit, "--budget")
     where = ledger if ledger is not None else bundle.absolute().parent / "ledger.jsonl"
-    key = noise_key_of(bundle, noise_key) if noisy else None
+    keyed = noisy or (facts.releases and release is not None and release.keyed)
+    key = noise_key_of(bundle, noise_key) if keyed else None
     if sends and not noisy:
         # The key names the releases: without one the ledger would take a repeated query for a new release.
         key = noise_key_of(where, noise_key)

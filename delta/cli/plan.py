@@ -39,9 +39,16 @@ def plan(
         Literal["residual", "principal"], typer.Option(help="Stream of the release.")
     ] = "residual",
     message: Annotated[
-        Literal["channel-mean", "projection", "all-channels"] | None, typer.Option(help="Map to the message.")
+        Literal["channel-mean", "projection", "all-channels", "learned"] | None,
+        typer.Option(help="Map to the message."),
     ] = None,
-    channels: Annotated[int | None, typer.Option(min=1, help="k of a projection.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="k of a projection or of a learned message.")
+    ] = None,
+    message_stride: Annotated[int, typer.Option(min=1, help="Stride of a learned message.")] = 1,
+    layout_patch: Annotated[
+        int | None, typer.Option(min=1, help="Side of the patches of a shuffled layout; default: it is kept.")
+    ] = None,
     main: Annotated[
         Literal["authors", "light"] | None,
         typer.Option(help="Layout of the main model; default: authors, light with --main-macs or --sweep."),
@@ -80,9 +87,12 @@ def plan(
         "offload": offload,
         "message": message,
         "k": channels,
+        "message_stride": message_stride,
         "main_layout": main or ("light" if light else "authors"),
         "main_max_macs": main_macs,
     }
+    if sweep and layout_patch is not None:
+        raise ConfigError("--sweep counts kept layouts; leave out --layout-patch")
     if sweep:
         rows = make_sweep(module, _example(input), **settings)
         if str(json) != "-":
@@ -93,7 +103,13 @@ def plan(
         write_json(json, {"model": model, "arguments": arguments, "rows": [row.to_json() for row in rows]})
         return
     made = make_plan(
-        module, at=at or "layer1", input=shape_of(input), epsilon=epsilon, delta=delta, **settings
+        module,
+        at=at or "layer1",
+        input=shape_of(input),
+        epsilon=epsilon,
+        delta=delta,
+        layout_patch=layout_patch,
+        **settings,
     )
     figures = made.to_json()
     figures["model"].update(target=model, arguments=arguments)

@@ -94,6 +94,7 @@ def train(
     from delta.release.noise import NoiseKey
     from delta.training.cloud_stage import Stage2
     from delta.training.folder import RunFolder
+    from delta.training.release_stage import check_release
     from delta.training.report import run_figures
     from delta.training.run import run_training
     from delta.training.run_config import RunConfig
@@ -116,6 +117,7 @@ def train(
     splits = load_data(run)
     public = public_records(run, splits)
     parts = build_parts(run, splits)
+    check_release(run, parts)
     tell(
         f"data: {splits.name}, {len(splits.train):,} training and {len(splits.test):,} test records; "
         f"model: {run.model.target}, split at {parts.at}"
@@ -207,12 +209,14 @@ def _ask(training: GrpcTrainingCloud, run: RunConfig, parts: Parts) -> None:
         CloudError: it is absent, does not train, or does not allow the model's code.
     """
     from delta.errors import CloudDeniedError
-    from delta.training.release_stage import architecture_of
+    from delta.training.release_stage import architecture_in_cloud
     from delta.training.spec import JobSpec
 
     nothing = "0" * 32
     with suppress(CloudDeniedError):  # there is no such data set
-        training.start(nothing, nothing, JobSpec(architecture=architecture_of(parts), fit=run.cloud_fit))
+        training.start(
+            nothing, nothing, JobSpec(architecture=architecture_in_cloud(run, parts), fit=run.cloud_fit)
+        )
 
 
 @contextmanager
@@ -275,6 +279,8 @@ def _show(
         ["", run.name],
         run_rows(run, result),
     )
+    message = figures["message"]
+    say(f"message map: {message['map']}, {message['provenance']['kind']}: {message['provenance']['note']}")
     for line in (*result.claim.lines(), result.verdict):
         say(line)
     if result.stage.bad_answers:

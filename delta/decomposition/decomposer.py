@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 from delta.decomposition.basis import Algorithm, check_rank, iteration_start, svd_basis, working_dtype
 from delta.decomposition.dct import SpatialBasis
@@ -40,12 +41,14 @@ class Projection:
     """What decomposition and message need of an IR: far smaller, so that the IR may go before they are made.
 
     Attributes:
-        products: Uᵀφ and Wφ, `[b, r + k, hw]`.
+        products: Uᵀφ and Wφ, `[b, r + k, hw]`; Uᵀφ alone, `[b, r, hw]`, where W has a stride.
         basis: U, `[c, r]` or `[b, c, r]`.
+        strided: Wφ of a W with stride s, `[b, k, hw/s²]`; none without.
     """
 
     products: Tensor
     basis: Tensor
+    strided: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Projection]) -> Projection:
@@ -54,7 +57,10 @@ class Projection:
             return parts[0]
         shared = parts[0].basis
         basis = shared if shared.dim() == 2 else torch.cat([part.basis for part in parts])
-        return cls(torch.cat([part.products for part in parts]), basis)
+        strided = [part.strided for part in parts if part.strided is not None]
+        return cls(
+            torch.cat([part.products for part in parts]), basis, torch.cat(strided) if strided else None
+        )
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
@@ -160,18 +166,22 @@ class Decomposer(nn.Module):
             basis = self._basis_of(x)
             return Decomposition(self._principal(record_bmm(basis.mT, x)), basis)
 
-    def decompose_and_map(self, phi: Tensor, weight: Tensor | None) -> tuple[Decomposition, Tensor]:
+    def decompose_and_map(
+        self, phi: Tensor, weight: Tensor | None, *, stride: int = 1
+    ) -> tuple[Decomposition, Tensor]:
         """Decompose, and map the residual's channels, without ever holding the residual.
 
         W ρ = W φ − D_hᵀ ((W U) p) D_w: one matrix product reads φ for Uᵀφ and Wφ at once, and the correction
-        is made in k channels instead of c.
+        is made in k channels instead of c. A W with stride s reads the channels of s×s neighbours, and the
+        correction is made in r channels: W ρ = W φ − (W U)(D_hᵀ p D_w), with W U for each place in the square.
 
         Args:
             phi: `[b, c, h, w]`.
-            weight: W, `[k, c]`; none stands for the identity, and then the residual itself is the answer.
+            weight: W, `[k, c·s·s]`; none stands for the identity, and then the residual itself is the answer.
+            stride: s, which divides h and w.
 
         Returns:
-            The decomposition and W ρ, `[b, k, h, w]`.
+            The decomposition and W ρ, `[b, k, h/s, w/s]`.
 
         Raises:
             InputError: another shape or type, or (svd) not finite.
@@ -179,9 +189,9 @@ class Decomposer(nn.Module):
         if weight is None:
             parts = self(phi)
             return parts, self.residual(phi, parts)
-        return self.from_projection(self.project(phi, weight), weight)
+        return self.from_projection(self.project(phi, weight, stride=stride), weight, stride=stride)
 
-    def project(self, phi: Tensor, weight: Tensor) -> Projection:
+    def project(self, phi: Tensor, weight: Tensor, *, stride: int = 1) -> Projection:
         """The first half of `decompose_and_map`, and the only one that reads φ `[b, c, h, w]`.
 
         Raises:
@@ -190,12 +200,19 @@ class Decomposer(nn.Module):
         with _no_autocast(phi):
             x = self._flat(phi)
             basis = self._basis_of(x)
-            return Projection(record_bmm(torch.cat([basis.mT, _rows(weight, basis)], -2), x), basis)
+            if stride == 1:
+                return Projection(record_bmm(torch.cat([basis.mT, _rows(weight, basis)], -2), x), basis)
+            cells = pixel_unshuffle(_maps(x, self.spatial.size), stride).flatten(2)  # [b, c·s², hw/s²]
+            return Projection(record_bmm(basis.mT, x), basis, record_bmm(weight.to(x), cells))
 
-    def from_projection(self, projection: Projection, weight: Tensor) -> tuple[Decomposition, Tensor]:
-        """The second half of `decompose_and_map`, under the same W."""
+    def from_projection(
+        self, projection: Projection, weight: Tensor, *, stride: int = 1
+    ) -> tuple[Decomposition, Tensor]:
+        """The second half of `decompose_and_map`, under the same W and stride."""
         both, basis = projection.products, projection.basis
         with _no_autocast(both):
+            if projection.strided is not None:
+                return self._less_strided(self._principal(both), basis, projection.strided, weight, stride)
             rows = _rows(weight, basis)
             # A slice has to be copied before a batched product: while k is small, k maps more are cheaper.
             heads = both if len(weight) <= self.rank else both[:, : self.rank]
@@ -203,6 +220,19 @@ class Decomposer(nn.Module):
             kept = _maps(record_bmm(rows @ basis, principal.flatten(2)), self.spatial.kept)  # [b, k, h', w']
             mapped = _maps(both[:, self.rank :], self.spatial.size) - self.spatial.synthesise(kept)
             return Decomposition(principal, basis), mapped
+
+    def _less_strided(
+        self, principal: Tensor, basis: Tensor, strided: Tensor, weight: Tensor, stride: int
+    ) -> tuple[Decomposition, Tensor]:
+        """Wφ `[b, k, hw/s²]` less Wφ̂: the decomposition and W ρ, `[b, k, h/s, w/s]`."""
+        k, places = len(weight), stride**2
+        rows = weight.to(basis).view(k, self.ir_shape[0], places).mT.reshape(k * places, -1)  # [k·s², c]
+        # Bases of joined batches are stored another way, and a product of another layout rounds another way.
+        small = rows @ basis if basis.dim() == 2 else record_bmm(rows, basis.contiguous())
+        small = small.view(*small.shape[:-2], k, places, -1).mT.flatten(-2)  # [k, r·s²], or one a record
+        cells = pixel_unshuffle(self.spatial.synthesise(principal), stride)  # [b, r·s², h/s, w/s]
+        mapped = strided - record_bmm(small, cells.flatten(2))
+        return Decomposition(principal, basis), mapped.view(*mapped.shape[:2], *cells.shape[2:])
 
     def reconstruct(self, parts: Decomposition) -> Tensor:
         """φ̂ = U · D_hᵀ p D_w, `[b, c, h, w]`."""

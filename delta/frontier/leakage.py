@@ -46,6 +46,8 @@ def attack_bundle(
         [*cell.context.values(), chosen, None if release is None else release.message.shape, RESULT_VERSION]
     )
     floor = folder.floor(nothing)
+    if release is not None and release.layout.kind == "shuffled":  # the strongest attack counts
+        chosen["attacks"] = (*chosen["attacks"], "jigsaw")
     settings = AttackSettings.parse(
         {**chosen, "taps": (_SENT,) if floor is not None else (_SENT, _NOTHING)},
         what=f"attack on {cell.label}",

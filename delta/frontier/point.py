@@ -20,6 +20,7 @@ from delta.release.ids import RecordIds
 from delta.release.noise import NoiseKey
 from delta.training.checkpoint import Warn, log_warning
 from delta.training.cloud_stage import Stage2
+from delta.training.config import LearnedMessage
 from delta.training.fit import Progress, quiet
 from delta.training.folder_lock import InUseError
 from delta.training.private_stage import Labelled
@@ -124,11 +125,14 @@ def settings_of(run: RunConfig, bundle: Bundle) -> dict[str, Any]:
         "keep": release.crop.keep,
         "message": release.message.map,
         "k": release.message.shape[0],
+        "stride": release.message_stride,
+        "adversary": run.message.adversary if isinstance(run.message, LearnedMessage) else None,
         "noise": run.noise if run.noise == "none" else run.noise.epsilon,
         "offload": release.offload,
         "fusion": run.fusion,
         "basis": release.basis.kind,
         "backbone": run.backbone,
+        "layout": release.layout.text,
     }
 
 

@@ -87,8 +87,16 @@ def _settings(entry: Mapping[str, Any]) -> str:
     noise = some["noise"] if some["noise"] == "none" else f"ε {some['noise']:g}"
     return (
         f"{some['private_macs'] / 1e6:.2f} M MACs, r {some['rank']}, {some['block']}→{some['keep']}, "
-        f"{some['offload']}, {some['message']} k {some['k']}, noise {noise}, {some['fusion']}, {some['backbone']}"
+        f"{some['offload']}, {some['message']} k {some['k']}{_learned(some)}, noise {noise}, {some['fusion']}, "
+        f"{some['backbone']}" + (f", {some['layout']}" if some.get("layout", "kept") != "kept" else "")
     )
+
+
+def _learned(some: Mapping[str, Any]) -> str:
+    """What a learned message map is told apart by."""
+    if some.get("adversary") is None:
+        return ""
+    return f" stride {some['stride']} λ {some['adversary']:g}"
 
 
 def _percent(value: float | None) -> str:

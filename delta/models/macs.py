@@ -77,6 +77,7 @@ def front_macs(
     *,
     k: int,
     offload: Literal["residual", "principal"] = "residual",
+    stride: int | None = None,
 ) -> int:
     """What stands in front of a main model, per record: backbone, decomposition and message map.
 
@@ -86,6 +87,7 @@ def front_macs(
         record: one preprocessed record, `[1, channels, height, width]`.
         k: channels of the message.
         offload: the stream that feeds the message.
+        stride: of a learned message map; none for a fixed one.
     """
     return count_macs(backbone, record) + decomposition_macs(
         ir_shape=decomposer.ir_shape,
@@ -95,6 +97,7 @@ def front_macs(
         basis=decomposer.kind,
         k=k,
         offload=offload,
+        stride=stride,
     )
 
 
@@ -107,6 +110,7 @@ def decomposition_macs(
     basis: Literal["svd", "pca"],
     k: int,
     offload: Literal["residual", "principal"] = "residual",
+    stride: int | None = None,
 ) -> int:
     """What the decomposition and the message map execute, per record of a batch.
 
@@ -124,6 +128,14 @@ def decomposition_macs(
         residual, all channels (k = c): no A; p is synthesised, s(r), and raised to c channels, c·r·h·w
         principal    A·p                     k·r·h'·w', nothing for all channels (k = r)
 
+    A learned map is never taken for the identity. With stride s > 1 it is `[k, c·s²]`, and the residual's terms are
+
+        [Uᵀ] φ, a(r)                         r·c·h·w
+        A·φ, over squares                    k·c·h·w
+        A·U, for svd                         k·c·s²·r
+        D_hᵀ p D_w                           s(r)
+        (A·U)·(D_hᵀ p D_w), over squares     k·r·h·w
+
     The residual's message is A·φ − A·φ̂: but for k = c the residual is never formed as a whole. The eigenvalue
     problem of the Gram matrix (c×c, of order c³) is no matrix product and is not counted. Nor are A·U for
     pca, one product a batch, and the second copy beside which a lone record is multiplied.
@@ -136,6 +148,7 @@ def decomposition_macs(
         basis: `svd` or `pca`.
         k: channels of the message; 0 for none.
         offload: the stream that the message is made from.
+        stride: s of a learned message map; none for a fixed one.
     """
     c, h, w = ir_shape
     kept_h, kept_w = h // block * keep, w // block * keep
@@ -144,9 +157,13 @@ def decomposition_macs(
     total = rank * c * h * w
     if basis == "svd":
         total += c * c * h * w + c * rank * kept_h * kept_w
+    learned = stride is not None
     if offload == "principal" or k == 0:
-        return total + rank * analysis + (k * rank * kept_h * kept_w if k != rank else 0)
-    if k == c:
+        return total + rank * analysis + (k * rank * kept_h * kept_w if k != rank or learned else 0)
+    if stride is not None and stride > 1:
+        total += k * c * rank * stride**2 if basis == "svd" else 0
+        return total + rank * (analysis + synthesis) + k * (c + rank) * h * w
+    if k == c and not learned:
         return total + rank * (analysis + synthesis) + c * rank * h * w
     total += (rank + k if k <= rank else rank) * analysis + k * synthesis
     total += k * c * rank if basis == "svd" else 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from delta.decomposition import Decomposer
 from delta.errors import ConfigError, ModelError
+from delta.models.bag_model import bag_of_patches
 from delta.models.cloud_model import CloudModel
 from delta.models.crop import crop_for
 from delta.models.macs import count_macs, count_params, dct_macs, decomposition_macs, svd_macs
@@ -24,6 +25,7 @@ from delta.models.splitting import Parts, split
 from delta.models.targets import OURS, build_target, full_target
 from delta.privacy.ceiling import ceiling_bits
 from delta.privacy.gaussian import mu_of
+from delta.release.config import LayoutConfig
 from delta.release.message import MessageKind, MessageMap
 
 __all__ = ["Plan", "PlanSettings", "plan"]
@@ -43,9 +45,11 @@ class PlanSettings:
     offload: Literal["residual", "principal"]
     message: MessageKind
     k: int
+    message_stride: int
     main_layout: Layout
     main_max_macs: int | None
     main: dict[str, Any]
+    layout: str = "kept"
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def plan(
     offload: Literal["residual", "principal"] = "residual",
     message: MessageKind | None = None,
     k: int | None = None,
+    message_stride: int = 1,
+    layout_patch: int | None = None,
     main_layout: Layout = "light",
     main_max_macs: int | None = None,
     epsilon: float | None = None,
@@ -128,7 +134,10 @@ def plan(
         basis: `svd` or `pca`.
         offload: the stream that the message is made from.
         message: its map; none for the channel mean of the residual, or all of the principal channels.
-        k: channels of a `projection`.
+        k: channels of a `projection` or of a `learned` map.
+        message_stride: of a `learned` map.
+        layout_patch: side of the patches of a shuffled layout, which our bag of patches reads in the cloud; none
+            keeps the layout.
         main_layout: `authors` or `light`.
         main_max_macs: budget of a `light` main model; none takes a hundredth of the whole, or the smallest.
         epsilon: ε of one release, for the privacy ceiling; none leaves it out.
@@ -154,8 +163,8 @@ def plan(
     )
     residual = offload == "residual"
     kind: MessageKind = message or ("channel-mean" if residual else "all-channels")
-    message_map = MessageMap(kind, channels=c if residual else rank, k=k)
-    message_shape = (message_map.k, h, w) if residual else (message_map.k, *decomposer.spatial.kept)
+    message_map = MessageMap(kind, channels=c if residual else rank, k=k, stride=message_stride)
+    message_shape = message_map.shape_of(parts.ir_shape if residual else decomposer.principal_shape)
 
     record = blank_record(parts.model, parts.input_shape)
     whole = count_macs(parts.model, record)
@@ -172,7 +181,15 @@ def plan(
         rank=rank if main_layout == "authors" else None,
         cropped=keep < block,
     )
-    cloud = CloudModel(parts.body, message_shape=message_shape, ir_shape=parts.ir_shape)
+    layout = LayoutConfig.parse({"patch": layout_patch}, what="layout")
+    try:
+        layout.check(message_shape[1:])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    body = parts.body
+    if layout_patch is not None:
+        body = bag_of_patches(classes=parts.classes, channels=message_map.k, patch=layout_patch)
+    cloud = CloudModel(body, message_shape=message_shape, ir_shape=parts.ir_shape, patch=layout_patch)
     macs = {
         "backbone": count_macs(parts.backbone, record),
         "svd": svd_macs(ir_shape=parts.ir_shape, rank=rank),
@@ -185,6 +202,7 @@ def plan(
             basis=basis,
             k=message_map.k,
             offload=offload,
+            stride=message_stride if kind == "learned" else None,
         ),
         "main": count_macs(main, torch.zeros(1, *decomposer.main_shape)),
         "cloud": count_macs(cloud, torch.zeros(1, _payload(message_shape), dtype=torch.uint8)),
@@ -194,7 +212,7 @@ def plan(
         "backbone": count_params(parts.backbone),
         "main": count_params(main),
         "adapter": count_params(cloud.adapter),
-        "body": count_params(parts.body),
+        "body": count_params(body),
         "cloud": count_params(cloud),
         "whole": count_params(parts.model),
     }
@@ -218,7 +236,18 @@ def plan(
             "classes": parts.classes,
         },
         settings=PlanSettings(
-            rank, block, keep, basis, offload, kind, message_map.k, main_layout, main_max_macs, main.settings
+            rank,
+            block,
+            keep,
+            basis,
+            offload,
+            kind,
+            message_map.k,
+            message_stride,
+            main_layout,
+            main_max_macs,
+            main.settings,
+            layout.text,
         ),
         shapes={
             "principal": decomposer.principal_shape,

@@ -66,7 +66,7 @@ def notes_on(plan: Plan, parts: Parts, adapter: nn.Module) -> list[str]:
     if slides is not None and slides.input_shape == parts.input_shape:
         notes += [
             *_decomposition(plan, slides),
-            *_cloud(plan, slides, parts, adapter),
+            *(_cloud(plan, slides, parts, adapter) if plan.settings.layout == "kept" else ()),
             *_private(plan, slides),
         ]
     return notes

@@ -46,8 +46,10 @@ def render_plan(plan: Plan) -> str:
         f"{model['target'] or 'model'} split at {model['at']}: record {_x(model['input_shape'])}, "
         f"IR {_x(model['ir_shape'])}, {model['classes']} classes",
         f"{settings.basis} rank {settings.rank}, DCT {settings.block}:{settings.keep}, "
-        f"offload {settings.offload}, message {settings.message} {_x(plan.shapes['message'])}, "
-        f"main model {settings.main_layout}",
+        f"offload {settings.offload}, message {settings.message} {_x(plan.shapes['message'])}"
+        f"{f' (stride {settings.message_stride})' if settings.message_stride > 1 else ''}, "
+        + (f"layout {settings.layout}, " if settings.layout != "kept" else "")
+        + f"main model {settings.main_layout}",
         "",
         table(rows),
         "",

@@ -185,8 +185,8 @@ def _build(
 
 
 def _check(*, blocks: Sequence[int], **sizes: int) -> None:
-    wrong = [f"{n}={v!r}" for n, v in sizes.items() if not _is_size(v, most=_LARGEST)]
-    if not 1 <= len(blocks) <= 8 or not all(_is_size(count, most=256) for count in blocks):
+    wrong = [f"{n}={v!r}" for n, v in sizes.items() if not is_size(v, most=_LARGEST)]
+    if not 1 <= len(blocks) <= 8 or not all(is_size(count, most=256) for count in blocks):
         wrong.append(f"blocks={list(blocks)!r}")
     if wrong:
         raise ModelError(
@@ -195,5 +195,5 @@ def _check(*, blocks: Sequence[int], **sizes: int) -> None:
         )
 
 
-def _is_size(value: object, *, most: int) -> bool:
+def is_size(value: object, *, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

@@ -68,6 +68,7 @@ def sweep(
     offload: Literal["residual", "principal"] = "residual",
     message: MessageKind | None = None,
     k: int | None = None,
+    message_stride: int = 1,
     main_layout: Literal["authors", "light"] = "light",
     main_max_macs: int | None = None,
 ) -> list[SweepRow]:
@@ -85,7 +86,8 @@ def sweep(
         basis: `svd` or `pca`.
         offload: the stream that the message is made from.
         message: its map; none for the channel mean of the residual, or all of the principal channels.
-        k: channels of a `projection`.
+        k: channels of a `projection` or of a `learned` map.
+        message_stride: of a `learned` map.
         main_layout: `authors` or `light`.
         main_max_macs: budget of a `light` main model; none takes a hundredth of the whole model's MACs.
 
@@ -127,6 +129,7 @@ def sweep(
             offload=offload,
             message=message,
             k=channels_out,
+            message_stride=message_stride,
             main_layout=main_layout,
             main_max_macs=main_max_macs,
         )

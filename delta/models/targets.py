@@ -16,6 +16,7 @@ from torch import nn
 from delta.bundle.manifest import Architecture
 from delta.errors import DeltaError, ModelError
 from delta.importing import import_callable, main_stem, one_line
+from delta.models.bag_model import bag_of_patches
 from delta.models.resnet import resnet18, resnet34, resnet_small
 from delta.models.square_net import he_cnn
 
@@ -26,6 +27,7 @@ OURS: Mapping[str, Callable[..., nn.Module]] = {
     "delta.models:resnet34": resnet34,
     "delta.models:resnet_small": resnet_small,
     "delta.models:he_cnn": he_cnn,
+    "delta.models:bag_of_patches": bag_of_patches,
 }
 """The targets that anyone may ask for. A list, not a prefix: the modules of `delta.models` hold more names
 than model builders, and a manifest may come from somebody else."""

@@ -64,7 +64,7 @@ def check_components(
         ("crop", (config.crop.block, config.crop.keep), (decomposer.block, decomposer.keep)),
         ("message map", config.message.map, message.kind),
         ("channels of the offloaded stream", stream[0], message.channels),
-        ("message shape", config.message.shape, (message.k, *stream[1:])),
+        ("message shape", config.message.shape, message.shape_of(stream)),
         ("backbone", config.backbone.hash, computation_hash(backbone)),
         ("weights of the basis", config.basis.component.hash, component_hash(decomposer.state_dict())),
         ("weights of the message map", config.message.component.hash, component_hash(message.state_dict())),

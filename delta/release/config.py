@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from delta.config import Strict
 
 __all__ = [
     "MECHANISM",
+    "SHUFFLED_MECHANISM",
     "BasisConfig",
     "Bounding",
     "Component",
     "CropConfig",
     "InputSpec",
+    "LayoutConfig",
     "MessageConfig",
     "Provenance",
     "ReleaseConfig",
@@ -24,6 +26,10 @@ __all__ = [
 
 MECHANISM = "delta/one-bit/1"
 """Identifier of the one-bit mechanism: the threshold rule, the keyed uniform integers and the bit order."""
+SHUFFLED_MECHANISM = "delta/one-bit-shuffled/1"
+"""The same, and then `delta.release.layout`: patches in a keyed order, mirrored by key."""
+_MOST_PATCHES = 1024
+"""Of a record: the cloud model looks at all pairs of them."""
 
 
 class Provenance(Strict):
@@ -102,15 +108,16 @@ class CropConfig(Strict):
 
 
 class MessageConfig(Strict):
-    """The fixed linear map from the offloaded stream to the message.
+    """The frozen linear map from the offloaded stream to the message.
 
     Attributes:
-        map: `channel-mean` (k = 1), a fixed orthonormal `projection` to k channels, or `all-channels`.
-        shape: of the message, `(k, h_m, w_m)`.
+        map: `channel-mean` (k = 1), a fixed orthonormal `projection` to k channels, `all-channels`, or one that was
+            `learned` before the first release.
+        shape: of the message, `(k, h_m, w_m)`; of a learned map it is smaller than the stream by its stride.
         component: hash of the map's matrix, with its provenance.
     """
 
-    map: Literal["channel-mean", "projection", "all-channels"]
+    map: Literal["channel-mean", "projection", "all-channels", "learned"]
     shape: tuple[int, int, int]
     component: Component
 
@@ -126,6 +133,64 @@ class Bounding(Strict):
     provenance: Provenance = Provenance(kind="data-independent", note="a constant")
 
 
+class LayoutConfig(Strict):
+    """Whether the bits of a record leave where they lie, or as a bag of patches; see `delta.release.layout`.
+
+    Attributes:
+        kind: `kept`, or `shuffled`: cut into patches that are sent in random order.
+        patch: side of a patch, which divides the message's height and width; none where the layout is kept.
+        mirror: whether each patch is mirrored at random, too.
+    """
+
+    kind: Literal["kept", "shuffled"] = "kept"
+    patch: int | None = Field(default=None, ge=1)
+    mirror: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_patch_will_do(cls, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, str):
+            return {"kind": value}
+        if isinstance(value, dict) and "kind" not in value and value.get("patch") is not None:
+            return {**value, "kind": "shuffled"}
+        return value
+
+    @model_validator(mode="after")
+    def _only_a_shuffled_one_has_patches(self) -> Self:
+        if (self.kind == "shuffled") != (self.patch is not None):
+            raise ValueError("layout 'shuffled' needs patch, the side of a patch, and 'kept' takes none")
+        return self
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse a patch that does not divide a message's (height, width), or gives too many or only one.
+
+        Raises:
+            ValueError: naming the nearest that do.
+        """
+        if self.patch is None:
+            return
+        height, width = size
+        valid = [
+            p
+            for p in range(1, min(size) + 1)
+            if height % p == width % p == 0 and 1 < height // p * (width // p) <= _MOST_PATCHES
+        ]
+        if self.patch not in valid:
+            near = " or ".join(str(p) for p in sorted(sorted(valid, key=lambda p: abs(p - self.patch))[:2]))  # type: ignore[operator]
+            raise ValueError(
+                f"layout: a patch of {self.patch} does not cut the message's {height}×{width} into 2 to "
+                f"{_MOST_PATCHES:,} equal squares; "
+                + (f"take {near}" if near else "no patch does: keep the layout")
+            )
+
+    @property
+    def text(self) -> str:
+        """In words: `kept`, or such as `shuffled 8×8, mirrored`."""
+        if self.patch is None:
+            return "kept"
+        return f"shuffled {self.patch}×{self.patch}" + (", mirrored" if self.mirror else "")
+
+
 class ReleaseConfig(Strict):
     """What fixes a release, given the record, its id and the noise key. Its hash is `release_hash`.
 
@@ -139,7 +204,8 @@ class ReleaseConfig(Strict):
         message: the message map.
         bounding: how the norm is bounded.
         sigma: standard deviation of the noise on the bounded message; none for `noise: none`.
-        mechanism: identifier of the mechanism's version.
+        layout: whether the bits stay where they lie; left out of the JSON, and so of the hash, where they do.
+        mechanism: identifier of the mechanism's version; a layout that is shuffled has its own.
     """
 
     input: InputSpec
@@ -151,12 +217,58 @@ class ReleaseConfig(Strict):
     message: MessageConfig
     bounding: Bounding = Bounding()
     sigma: float | None = Field(gt=0)
-    mechanism: Literal["delta/one-bit/1"] = "delta/one-bit/1"
+    layout: LayoutConfig = LayoutConfig()
+    mechanism: Literal["delta/one-bit/1", "delta/one-bit-shuffled/1"] = "delta/one-bit/1"
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Self:
+        if (self.layout.kind == "shuffled") != (self.mechanism == SHUFFLED_MECHANISM):
+            raise ValueError(
+                f"mechanism {SHUFFLED_MECHANISM!r} belongs to layout 'shuffled', and to no other"
+            )
+        self.layout.check(self.message.shape[1:])
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_a_kept_layout(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Configurations from before there were layouts keep their hash, and their readers."""
+        value: dict[str, Any] = handler(self)
+        if self.layout.kind == "kept":
+            value.pop("layout", None)
+        return value
 
     @property
     def release_hash(self) -> str:
         """SHA-256 in hex of the canonical JSON."""
         return self.content_hash()
+
+    @property
+    def stream_shape(self) -> tuple[int, int, int]:
+        """Shape of a record's offloaded stream: `(c, h, w)` of the residual, `(r, h', w')` of the principal part."""
+        channels, height, width = self.ir_shape
+        if self.offload == "residual":
+            return channels, height, width
+        block, keep = self.crop.block, self.crop.keep
+        return self.basis.rank, height // block * keep, width // block * keep
+
+    @property
+    def message_stride(self) -> int:
+        """Of a learned map, s: how many times narrower the message is than the stream; 1 of a fixed one."""
+        if self.message.map != "learned":
+            return 1
+        return max(1, self.stream_shape[2] // self.message.shape[2])
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a noise key has a part in the bits: where there is noise, or a random order."""
+        return self.sigma is not None or self.layout.kind == "shuffled"
+
+    @property
+    def patches(self) -> int:
+        """Patches a record; 1 where the layout is kept."""
+        _, height, width = self.message.shape
+        patch = self.layout.patch
+        return 1 if patch is None else height // patch * (width // patch)
 
     @property
     def bits(self) -> int:

@@ -6,7 +6,8 @@ independent ones. The guarantee is computational and lasts as long as the key is
 
     noise key ─HMAC─▶ subject key ─HMAC─▶ release key ─AES-256-CTR─▶ 64-bit integers, little-endian
         ├─────HMAC─▶ release id, under a domain of its own
-        └─────HMAC─▶ place in an upload, likewise
+        ├─────HMAC─▶ place in an upload, likewise
+        └─ the subject key ─HMAC─▶ layout key of a release, likewise ─AES-256-CTR─▶ 64-bit integers
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from delta.secret_file import SecretFile
 __all__ = ["NoiseKey"]
 
 _SUBJECT, _RELEASE, _NAME = "delta/subject/v1", "delta/release/v1", "delta/release-id/v1"
-_ORDER = "delta/upload-order/v1"
+_ORDER, _LAYOUT = "delta/upload-order/v1", "delta/release-layout/v1"
 
 
 class NoiseKey(SecretFile):
@@ -59,14 +60,24 @@ class NoiseKey(SecretFile):
 
     def batch_uniforms(self, identities: Sequence[ReleaseIdentity], count: int) -> Tensor:
         """The uniform integers of several releases, `[n, count]` uint64."""
+        return self._streams(_RELEASE, identities, count)
+
+    def batch_layouts(self, identities: Sequence[ReleaseIdentity], count: int) -> Tensor:
+        """The uniform integers that order the patches of several releases, `[n, count]` uint64.
+
+        They are independent of those that draw the bits.
+        """
+        return self._streams(_LAYOUT, identities, count)
+
+    def _streams(self, domain: str, identities: Sequence[ReleaseIdentity], count: int) -> Tensor:
         drawn = np.empty((len(identities), count), dtype=np.uint64)
         nothing = bytes(8 * count)
         subject_keys: dict[str, bytes] = {}
         for row, identity in zip(drawn, identities, strict=True):
             if identity.subject not in subject_keys:
                 subject_keys[identity.subject] = _mac(self._secret, _SUBJECT, identity.subject)
-            key = _mac(subject_keys[identity.subject], _RELEASE, *_what(identity))
-            # The key serves one release, so the counter may always start at zero.
+            key = _mac(subject_keys[identity.subject], domain, *_what(identity))
+            # The key serves one release and one domain, so the counter may always start at zero.
             stream = Cipher(AES(key), CTR(bytes(16))).encryptor().update(nothing)
             row[:] = np.frombuffer(stream, dtype="<u8")
         return torch.from_numpy(drawn)

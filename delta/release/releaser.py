@@ -18,6 +18,7 @@ from delta.release.bounding import check_finite, clip, normalise
 from delta.release.components import check_components, check_per_record, component_hash
 from delta.release.config import ReleaseConfig
 from delta.release.ids import RecordIds, ReleaseId, ReleaseIdentity, identities_of
+from delta.release.layout import arranged, arrangement_of, cut, words_for
 from delta.release.mechanism import one_bit
 from delta.release.memo import ReleaseMemo, recall
 from delta.release.message import MessageMap, message_in_parts
@@ -65,7 +66,7 @@ class Released:
 
 
 class Releaser:
-    """Backbone, decomposition, message, bound, noise and packing of one release configuration.
+    """Backbone, decomposition, message, bound, noise, layout and packing of one release configuration.
 
     A record's bits depend on the record, its id, the configuration and the key alone, never on its batch. In
     shapes that fill no multiple of 64 bytes (see `Decomposer`) floating-point sums may differ in the last
@@ -76,7 +77,7 @@ class Releaser:
         backbone: φ, in eval mode.
         decomposer: with the configuration's basis.
         message: the configuration's message map.
-        key: the noise key; may be none without noise, and then names of releases last one process.
+        key: the noise key; may be none where no bit depends on it, and then names of releases last one process.
         memo: stored releases; none draws again, and the key gives the same bits.
 
     Raises:
@@ -93,9 +94,12 @@ class Releaser:
         key: NoiseKey | None,
         memo: ReleaseMemo | None,
     ) -> None:
-        if key is None and config.sigma is not None:
+        if key is None and config.keyed:
+            what, other = (
+                ("noise", "noise") if config.sigma is not None else ("a shuffled layout", "an order")
+            )
             raise ConfigError(
-                "noise needs a noise key, or each run would give the same record new noise; pass "
+                f"{what} needs a noise key, or each run would give the same record new {other}; pass "
                 "key=NoiseKey.beside(folder of the bundle), or open the bundle by its folder"
             )
         check_per_record(backbone)
@@ -125,7 +129,7 @@ class Releaser:
         parts = [self._message_of(part) for part in torch.split(x, _TOGETHER)]
         message = torch.cat([m for m, _ in parts])
         check_finite(message, what="a message")
-        payload = pack_bits(self._bits(message, identities))
+        payload = pack_bits(self._laid_out(self._bits(message, identities), identities))
         names = [self._key.release_id(identity) for identity in identities]
         fresh = recall(self._memo, payload, names)
         return Released(
@@ -174,3 +178,12 @@ class Releaser:
         bounded = bound(message, self.config.bounding.clip_norm).flatten(1)
         uniforms = self._key.batch_uniforms(identities, bounded.shape[1])
         return one_bit(bounded, sigma=sigma, uniforms=uniforms).view(message.shape)
+
+    def _laid_out(self, bits: Tensor, identities: Sequence[ReleaseIdentity]) -> Tensor:
+        """Bits `[n, k, h_m, w_m]` in the order in which they are packed."""
+        layout, patches = self.config.layout, self.config.patches
+        if layout.patch is None:
+            return bits
+        words = self._key.batch_layouts(identities, words_for(patches))
+        order = arrangement_of(words, patches=patches, mirror=layout.mirror)
+        return arranged(cut(bits, layout.patch), order.to(bits.device))

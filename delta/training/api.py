@@ -21,7 +21,7 @@ from delta.training.config import TrainConfig
 from delta.training.controls import measure_controls
 from delta.training.fit import Progress, quiet
 from delta.training.private_stage import Labelled, train_private_stage
-from delta.training.release_stage import architecture_of, message_map
+from delta.training.release_stage import check_release
 
 __all__ = ["lineage_of", "train"]
 
@@ -53,8 +53,7 @@ def train(
     if config is not None and settings:
         raise ConfigError(f"settings come from {config} or from keywords, not from both; give one of them")
     chosen = TrainConfig.of(settings) if config is None else TrainConfig.read_yaml(Path(config))
-    architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
-    message_map(chosen, parts)
+    check_release(chosen, parts)
     check_budget(chosen, data.train)
     stage = train_private_stage(parts, data.train, chosen, progress=progress)
     where = Stage2(ledger=InMemoryLedger(budget=chosen.subject_budget))

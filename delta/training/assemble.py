@@ -13,7 +13,7 @@ from delta.release.config import ReleaseConfig
 from delta.training.cloud_stage import CloudStage
 from delta.training.config import TrainConfig
 from delta.training.private_stage import PrivateStage
-from delta.training.release_stage import architecture_of
+from delta.training.release_stage import architecture_in_cloud, architecture_of
 
 __all__ = ["assemble_bundle"]
 
@@ -48,6 +48,9 @@ def assemble_bundle(
         input=stage.input,
         class_names=class_names,
         architecture=architecture_of(stage.split),
+        cloud_architecture=None
+        if release.layout.kind == "kept"
+        else architecture_in_cloud(config, stage.split),
         release=release,
         logit_bound=config.logit_bound,
         labels=config.labels.kind,
@@ -85,5 +88,6 @@ def _private_macs(parts: PrivateParts, release: ReleaseConfig) -> int:
         torch.zeros(1, *release.input.shape),
         k=release.message.shape[0],
         offload=release.offload,
+        stride=parts.message.stride if parts.message.kind == "learned" else None,
     )
     return front + count_macs(parts.main, torch.zeros(1, *parts.decomposer.main_shape))

@@ -30,7 +30,7 @@ from delta.training.job_watch import PATIENCE_S
 from delta.training.kept_uploads import kept_uploads
 from delta.training.one_shot import train_one_shot
 from delta.training.private_stage import PrivateStage, main_logits
-from delta.training.release_stage import architecture_of, build_release
+from delta.training.release_stage import architecture_in_cloud, build_release
 from delta.training.spec import DatasetSpec, JobSpec
 from delta.training.task import Mode, Task
 from delta.training.uploads import Uploads
@@ -151,7 +151,7 @@ def train_cloud_stage(
         CloudError: the cloud failed; what is stored here and there stays, and the same call goes on from it.
     """
     where = where or Stage2()
-    architecture = architecture_of(stage.split)
+    architecture = architecture_in_cloud(config, stage.split)
     release, parts = build_release(stage, config)
     started = time.perf_counter()
     uploads = kept_uploads(

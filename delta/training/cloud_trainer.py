@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from delta.errors import CheckpointError, ConfigError
 from delta.methods.delta.cloud import build_cloud_model
 from delta.models.cloud_model import CloudModel
+from delta.release.layout import unpack_patches
 from delta.release.packing import unpack_bits
+from delta.training.bags import mirrored_bags
 from delta.training.checkpoint import CheckpointStore
 from delta.training.descent import Descent
 from delta.training.fit import Progress, Report, augmented, fit, logits_of, placed, quiet
@@ -247,10 +249,18 @@ class InteractiveTrainer:
 
 
 def _views(packed: Tensor, dataset: DatasetSpec, job: JobSpec, generator: torch.Generator) -> Tensor:
-    """Shifted and mirrored bits as ±1 `[b, k, h_m, w_m]`, 0 where a shift leaves nothing; or as they came."""
-    if job.augment == "none":
+    """Shifted and mirrored bits as ±1 `[b, k, h_m, w_m]`, 0 where a shift leaves nothing; or as they came.
+
+    Of shuffled ones patches are mirrored, and nothing is shifted.
+    """
+    shape, layout = dataset.release.message.shape, dataset.release.layout
+    unmirrored = layout.patch is not None and not layout.mirror and "flip" not in job.augment
+    if job.augment == "none" or unmirrored:
         return packed
-    bits = unpack_bits(packed, dataset.release.message.shape).float().mul_(2).sub_(1)
+    if layout.patch is not None:
+        bits = unpack_patches(packed, shape, patch=layout.patch).float().mul_(2).sub_(1)
+        return mirrored_bags(bits, layout, generator=generator)
+    bits = unpack_bits(packed, shape).float().mul_(2).sub_(1)
     return augmented(bits, job.augment, generator=generator)
 
 

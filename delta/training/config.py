@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from delta.config import Strict
 from delta.errors import ConfigError
 from delta.privacy.budget import BudgetConfig, budget_of
 from delta.privacy.gaussian import sigma_for
 from delta.privacy.ledger import UNLIMITED, Budget
-from delta.release.config import Bounding, Provenance
+from delta.release.config import Bounding, LayoutConfig, Provenance
+from delta.release.message import FixedKind
 
 __all__ = [
     "Augmentation",
+    "BagConfig",
     "FitConfig",
     "LabelConfig",
+    "LearnedMessage",
     "MainConfig",
     "NoiseConfig",
     "Precision",
@@ -24,7 +27,7 @@ __all__ = [
 ]
 
 Augmentation = Literal["none", "shift", "shift+flip"]
-"""Shifts by up to 4 pixels, and mirrors."""
+"""Shifts by up to 4 pixels, and mirrors; of shuffled bits mirrors alone, see `delta.training.bags`."""
 
 Precision = Literal["float32", "bfloat16"]
 """Of a fit's arithmetic: `bfloat16` is autocast, weights and optimiser stay in float32."""
@@ -97,6 +100,51 @@ class MainConfig(Strict):
         return self
 
 
+class LearnedMessage(Strict):
+    """A message map that is fitted on the private training records, before anything is released.
+
+    Attributes:
+        map: `learned`.
+        k: channels of the message.
+        stride: s; the map reads squares of s×s values, and the message is s times narrower than the stream.
+        adversary: λ, the weight of a decoder's failure to draw the image; 0 fits for the classes alone.
+        epochs: of the fit of map, classifier and decoder together.
+        batch: records a step.
+        learning_rate: highest of the one-cycle schedule.
+        width: channels of the decoder's first level.
+        distil: whether the whole model is the classifier's teacher.
+    """
+
+    map: Literal["learned"]
+    k: int = Field(default=4, ge=1)
+    stride: int = Field(default=1, ge=1)
+    adversary: float = Field(default=1.0, ge=0)
+    epochs: int = Field(default=10, ge=1, le=100_000)
+    batch: int = Field(default=64, ge=2, le=1_000_000)
+    learning_rate: float = Field(default=4e-3, gt=0)
+    width: int = Field(default=16, ge=4, le=1024)
+    distil: bool = True
+
+    @property
+    def fit(self) -> FitConfig:
+        """Schedule of the fit. No weight decay: a map's scale is of no effect."""
+        return FitConfig(
+            epochs=self.epochs, batch=self.batch, learning_rate=self.learning_rate, weight_decay=0.0
+        )
+
+
+class BagConfig(Strict):
+    """Size of the cloud model of a shuffled release; see `delta.models.bag_model`.
+
+    Attributes:
+        width: channels of the first convolutions.
+        layers: in which the patches see each other.
+    """
+
+    width: int = Field(default=64, ge=1, le=512)
+    layers: int = Field(default=2, ge=1, le=16)
+
+
 class TrainConfig(Strict):
     """A training run of Delta. `noise` has no default: give an ε, or say `none`.
 
@@ -110,8 +158,12 @@ class TrainConfig(Strict):
         block: M of the spatial basis; none takes the largest of 16, 14, 8, 7, 4, 2 that divides the IR.
         keep: m of the spatial basis; none takes half of the block.
         offload: the stream that feeds the release.
-        message: message map; none is the channel mean for `residual`, all channels for `principal`.
+        message: message map, or a `LearnedMessage`; none is the channel mean for `residual`, all channels for
+            `principal`.
         channels: k of a projection.
+        layout: `kept`, or `patch` and `mirror`: the bits leave as a bag of patches, which a cloud model of its own
+            reads.
+        bag: size of that cloud model.
         bounding: how a message's norm is bounded; the default normalises to C = 1, and nothing is fitted.
         backbone: `model`: the layers before the split point; `fixed`: a data-independent stem.
         tune_backbone: whether M_main's fit trains a copy of the backbone with it, as the paper does; frozen before
@@ -148,8 +200,10 @@ class TrainConfig(Strict):
     block: int | None = Field(default=None, ge=1)
     keep: int | None = Field(default=None, ge=1)
     offload: Literal["residual", "principal"] = "residual"
-    message: Literal["channel-mean", "projection", "all-channels"] | None = None
+    message: FixedKind | LearnedMessage | None = None
     channels: int | None = Field(default=None, ge=1)
+    layout: LayoutConfig = LayoutConfig()
+    bag: BagConfig = BagConfig()
     bounding: Bounding = Bounding()
     backbone: Literal["model", "fixed"] = "model"
     tune_backbone: bool = False
@@ -173,10 +227,26 @@ class TrainConfig(Strict):
     budget: Literal["unlimited"] | BudgetConfig = UNLIMITED
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
 
+    @field_validator("message", mode="before")
+    @classmethod
+    def _a_word_will_do(cls, value: Any) -> Any:  # noqa: ANN401
+        if value == "learned":
+            return {"map": "learned"}
+        if isinstance(value, str) and value not in get_args(FixedKind):
+            raise ValueError(f"unknown message map; use {', '.join(get_args(FixedKind))} or learned")
+        if isinstance(value, dict) and value.get("map") != "learned":
+            if set(value) == {"map"}:  # so that `message.map` can be varied beside `message`
+                return value["map"]
+            raise ValueError("only map: learned has settings of its own; k of a projection is `channels`")
+        return value
+
     @model_validator(mode="after")
     def _only_a_projection_has_channels(self) -> Self:
         if (self.message == "projection") != (self.channels is not None):
-            raise ValueError("message 'projection' needs channels (k), and no other message map takes them")
+            raise ValueError(
+                "message 'projection' needs channels (k), and no other message map takes them; k of a learned one "
+                "is message.k"
+            )
         return self
 
     @model_validator(mode="after")

@@ -219,7 +219,7 @@ class InProcessTrainingCloud:
         for what, same in (
             ("cloud_weights_hash", manifest.cloud_weights_hash == hashlib.sha256(entry.weights).hexdigest()),
             ("release_hash", manifest.release_hash == spec.release.release_hash),
-            ("architecture", manifest.architecture == entry.spec.architecture),
+            ("architecture", manifest.architecture_in_cloud == entry.spec.architecture),
             ("number of classes", len(manifest.class_names) == spec.classes),
         ):
             if not same:

@@ -20,9 +20,11 @@ from delta.models.macs import count_macs, front_macs
 from delta.models.main_model import build_main, light_budget
 from delta.models.splitting import Parts
 from delta.release.config import InputSpec, Provenance
+from delta.release.message import MessageMap
 from delta.training.checkpoint import FitStore
-from delta.training.config import TrainConfig
+from delta.training.config import LearnedMessage, TrainConfig
 from delta.training.fit import Progress, augmented, fit, logits_of, placed, quiet
+from delta.training.message_fit import fit_message, learned_map
 from delta.training.small_fit import fit_small
 
 __all__ = ["Labelled", "PrivateStage", "input_spec", "main_logits", "train_private_stage"]
@@ -60,6 +62,7 @@ class PrivateStage:
         main_settings: arguments that rebuild it.
         fit: records on which the models are trained.
         held_out: records on which only α is fitted.
+        message: a learned message map; none where the run's is fixed.
     """
 
     split: Parts
@@ -72,6 +75,7 @@ class PrivateStage:
     main_settings: dict[str, object]
     fit: Labelled
     held_out: Labelled
+    message: MessageMap | None = None
 
     def main_logits(self, x: Tensor) -> Tensor:
         """z_main of preprocessed records: `[n, classes]`."""
@@ -140,6 +144,8 @@ def train_private_stage(
     training, held_out = Labelled.of(rest, spec), Labelled.of(kept, spec)
     device = device_of(config.device)
     draft = _decomposer_of(parts, config)
+    if isinstance(config.message, LearnedMessage):
+        learned_map(config, parts)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         main = build_main(
@@ -174,6 +180,11 @@ def train_private_stage(
         checkpoints=store.of("main", {**config.private_settings, "model": main.settings}) if store else None,
     )
     backbone.eval().requires_grad_(False)
+    message = None
+    if isinstance(config.message, LearnedMessage):
+        message = fit_message(
+            parts, backbone, decomposer, x=x, y=y, input=spec, config=config, progress=progress, store=store
+        )
     parts.to("cpu")
     return PrivateStage(
         split=parts,
@@ -186,6 +197,7 @@ def train_private_stage(
         main_settings=main.settings,
         fit=training,
         held_out=held_out,
+        message=message,
     )
 
 
@@ -200,7 +212,15 @@ def _main_budget(parts: Parts, config: TrainConfig, decomposer: Decomposer) -> i
     record = torch.zeros(1, *parts.input_shape)
     if config.main.private_macs is not None:
         backbone = _fixed_stem(parts) if config.backbone == "fixed" else parts.backbone
-        spent = front_macs(backbone, decomposer, record, k=config.channels or 1, offload=config.offload)
+        learned = config.message if isinstance(config.message, LearnedMessage) else None
+        spent = front_macs(
+            backbone,
+            decomposer,
+            record,
+            k=config.channels or 1 if learned is None else learned.k,
+            offload=config.offload,
+            stride=None if learned is None else learned.stride,
+        )
         left = config.main.private_macs - spent
         if left < 1:
             raise ModelError(

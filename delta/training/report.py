@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from delta.data.records import DataSplits
+from delta.release.config import ReleaseConfig
 from delta.training.run import Run
 from delta.training.run_config import RunConfig
 
@@ -51,6 +52,7 @@ def run_figures(config: RunConfig, run: Run, data: DataSplits, *, seconds: float
         "resumed": stage.resumed,
         "releases": {"total": stage.releases, "held_out": len(stage.held_out_bits)},
         "ledger": {"new_entries": stage.debited},
+        "message": message_figures(stage.release),
         "labels": config.labels.model_dump(mode="json"),
         "privacy": {
             **run.claim.to_json(),
@@ -59,6 +61,7 @@ def run_figures(config: RunConfig, run: Run, data: DataSplits, *, seconds: float
             "person": run.claim.person_level,
         },
         "budget": config.subject_budget,
+        "layout": run.bundle.manifest.release.layout.text if run.bundle.manifest.release else "kept",
         "private_macs": facts.private_macs,
         "main_only_macs": run.main_only.macs,
         "main_only_reads": run.main_only.reads,
@@ -76,6 +79,24 @@ def run_figures(config: RunConfig, run: Run, data: DataSplits, *, seconds: float
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def message_figures(release: ReleaseConfig) -> dict[str, Any]:
+    """The message map of a release, and where it comes from."""
+    message = release.message
+    return {
+        "map": message.map,
+        "shape": list(message.shape),
+        "stride": release.message_stride,
+        "provenance": message.component.provenance.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def message_text(release: ReleaseConfig) -> str:
+    """The same in a few words: `learned 4×16×16, stride 2; private`."""
+    message, stride = release.message, release.message_stride
+    size = "×".join(map(str, message.shape)) + (f", stride {stride}" if stride > 1 else "")
+    return f"{message.map} {size}; {message.component.provenance.kind}"
 
 
 def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
@@ -106,8 +127,10 @@ def run_rows(config: RunConfig, run: Run) -> list[list[str]]:
             f"{facts.private_macs / 1e6:.2f} M / {facts.cloud_macs / 1e6:.1f} M",
         ],
         ["α", f"{facts.alpha:.2f}"],
+        *([["layout", stage.release.layout.text]] if stage.release.layout.kind == "shuffled" else []),
         ["claim", claim],
         ["ceiling a release", "none" if ceiling is None else f"{ceiling:.2f} bits"],
+        ["message", message_text(stage.release)],
         ["labels", labels],
         ["leak: the cloud guesses the label", f"{controls.cloud_alone:.1f} % (prior {run.prior:.1f} %)"],
         ["releases / entries new to the ledger", f"{stage.releases:,} / {stage.debited:,}"],

@@ -24,7 +24,7 @@ from delta.training.controls import Controls, beats, measure_controls
 from delta.training.fit import Progress, quiet
 from delta.training.main_only import MainOnly, train_main_only
 from delta.training.private_stage import Labelled, train_private_stage
-from delta.training.release_stage import architecture_of, message_map
+from delta.training.release_stage import check_release
 
 __all__ = ["Run", "run_training"]
 
@@ -120,8 +120,7 @@ def run_training(
         BudgetExceededError: the budget is too small for the data set; nothing was sent.
         CloudError: the cloud failed; the same call goes on from what is stored.
     """
-    architecture_of(parts)  # both are needed at the very end, and a fault should show at the start
-    message_map(config, parts)
+    check_release(config, parts)
     check_budget(config, data.train, budget=where.ledger.budget)
     started = time.perf_counter()
     stage = train_private_stage(parts, data.train, config, progress=progress, store=where.store)

@@ -13,7 +13,7 @@ from delta.training.config import TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "PromoteConfig", "RunConfig"]
 
-_WORDS = {"data": "source", "labels": "kind"}
+_WORDS = {"data": "source", "labels": "kind", "message": "map"}
 """Settings that a word may stand for, and which of their fields it then is."""
 _TARGET = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 

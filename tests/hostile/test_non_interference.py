@@ -24,6 +24,7 @@ from delta.training.private_stage import Labelled
 from delta.training.uploads import release_records
 from tests.clouds import Answer, ScriptedCloud, honest, hostile_clouds
 from tests.non_interference import Batch, interferences, transcript_of
+from tests.shuffled import shuffled
 from tests.trained import Trained
 
 KEY = NoiseKey(bytes(range(32)))
@@ -65,6 +66,10 @@ def _payloads(cloud: ScriptedCloud) -> list[bytes]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_cloud_and_every_other_private_half_sees_the_same(trained, batches, name):
     assert interferences(_make, trained.bundles[name], batches) == []
+
+
+def test_a_shuffled_layout_is_no_answers_business_either(trained, batches):
+    assert interferences(_make, shuffled(trained, noise={"epsilon": 8})[0], batches) == []
 
 
 def test_there_are_more_than_ten_hostile_clouds(trained):

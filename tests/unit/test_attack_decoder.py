@@ -8,9 +8,9 @@ from delta.attacks.method_tap import MethodTap
 from delta.attacks.metrics import psnr, ssim
 from delta.attacks.release_tap import ReleaseTap
 from delta.attacks.tap import RandomBitsTap, RawIrTap, generator_on
-from delta.attacks.unet import UNet
 from delta.errors import ConfigError, InputError
 from delta.methods.registry import method_class
+from delta.models.unet import UNet
 
 QUICK = DecoderSettings(epochs=4, width=8, batch=32)
 CPU = torch.device("cpu")

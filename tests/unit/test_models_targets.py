@@ -18,8 +18,9 @@ ZOO = "tests.unit.models_zoo"
 
 @pytest.mark.parametrize("target", sorted(OURS))
 def test_ours_need_no_leave(target: str) -> None:
-    model = build_target(target, {"classes": 3, "width": 2}, allowed=None)
-    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    bag = {"channels": 3, "patch": 4} if target.endswith("bag_of_patches") else {}
+    model = build_target(target, {"classes": 3, "width": 2, **bag}, allowed=None)
+    assert model(torch.zeros(2, 4, 3, 4, 4) if bag else torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def train_cloud_shadows(
     models: list[nn.Module] = []
     for number, mask in enumerate(masks):
         job = JobSpec(
-            architecture=bundle.manifest.architecture,
+            architecture=bundle.manifest.architecture_in_cloud,
             fit=config.cloud_fit,
             augment=config.cloud_augment,
             precision=config.precision,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from delta.bundle.manifest import Architecture
 from delta.bundle.store import CloudPart
-from delta.errors import BundleError
+from delta.errors import BundleError, ModelError
 from delta.methods.schema import PREDICT, Operation, TensorSpec
+from delta.models.bag_model import BagOfPatches
 from delta.models.cloud_model import CloudModel
 from delta.models.splitting import split
 from delta.models.targets import build_target
@@ -25,16 +26,32 @@ def build_cloud_model(
     """The cloud model that a manifest declares, freshly initialised.
 
     Args:
-        architecture: of the whole model, and where it is split.
+        architecture: of the whole model, and where it is split; of a shuffled release, our bag of patches.
         release: gives the shapes of record, IR and message.
         allowed: import targets outside `delta.models` that may be called.
 
     Raises:
-        ModelError: the target is not allowed, or does not build.
+        ModelError: the target is not allowed, does not build, or does not read this release.
     """
+    if release.layout.patch is not None:
+        return _bag_model(architecture, release)
     model = build_target(architecture.target, architecture.arguments, allowed=allowed)
     parts = split(model, at=architecture.split_at, example=torch.zeros(2, *release.input.shape))
     return CloudModel(parts.body, message_shape=release.message.shape, ir_shape=release.ir_shape)
+
+
+def _bag_model(architecture: Architecture, release: ReleaseConfig) -> CloudModel:
+    """No user's code has a part in it: only ours reads bags."""
+    k, patch = release.message.shape[0], release.layout.patch
+    bag = build_target(architecture.target, architecture.arguments)
+    if not isinstance(bag, BagOfPatches) or (bag.channels, bag.patch) != (k, patch):
+        raise ModelError(
+            f"a release in shuffled patches of {k}×{patch}×{patch} is read by delta.models:bag_of_patches with these "
+            f"channels and patch, not by {architecture.target} as it was set; declare that one"
+        )
+    return CloudModel(
+        bag, message_shape=release.message.shape, ir_shape=release.message.shape, patch=bag.patch
+    )
 
 
 def load_cloud_model(part: CloudPart, *, allowed: Collection[str] = ()) -> CloudModel:
@@ -48,12 +65,13 @@ def load_cloud_model(part: CloudPart, *, allowed: Collection[str] = ()) -> Cloud
         raise BundleError(
             "method 'delta' needs a release configuration in the manifest; train the bundle again"
         )
-    model = build_cloud_model(part.manifest.architecture, release, allowed=allowed)
+    architecture = part.manifest.architecture_in_cloud
+    model = build_cloud_model(architecture, release, allowed=allowed)
     try:
         model.load_state_dict(part.cloud)
     except RuntimeError:
         raise BundleError(
-            f"the cloud weights do not fit {part.manifest.architecture.target}; export the bundle again with "
+            f"the cloud weights do not fit {architecture.target}; export the bundle again with "
             "the code that made it"
         ) from None
     return model.eval()

@@ -103,8 +103,12 @@ def build_private_parts(
         kind=release.basis.kind,
         algorithm=release.basis.algorithm,
     )
-    source = channels if release.offload == "residual" else release.basis.rank
-    message = MessageMap(release.message.map, channels=source, k=release.message.shape[0])
+    message = MessageMap(
+        release.message.map,
+        channels=release.stream_shape[0],
+        k=release.message.shape[0],
+        stride=release.message_stride,
+    )
     return PrivateParts(build_backbone(manifest, facts, allowed=allowed), decomposer, message, _main(facts))
 
 

@@ -48,7 +48,7 @@ def check_manifest(manifest: Manifest, dataset: Dataset, job: Job, result: JobRe
         ("cloud_weights_hash", manifest.cloud_weights_hash == result.weights_hash),
         ("release", manifest.release == spec.release),
         ("input", manifest.input == spec.release.input),
-        ("architecture", manifest.architecture == job.spec.architecture),
+        ("architecture", manifest.architecture_in_cloud == job.spec.architecture),
         ("class_names", len(manifest.class_names) == spec.classes),
     ):
         if not same:

@@ -1,4 +1,7 @@
-"""The reconstruction attack: a U-Net that draws the image from what a tap shows of it."""
+"""The reconstruction attack: a U-Net that draws the image from what a tap shows of it.
+
+Learned message maps are fitted against it, too.
+"""
 
 from __future__ import annotations
 
